@@ -1,0 +1,19 @@
+"""backsolve: differentiate a function through its inverse."""
+
+from backsolve._inverse import Inverse, implicit_function, inverse, inverse_of
+from backsolve._solution import Solution
+from backsolve.errors import BacksolveError
+from backsolve.jacobians import Dense, Diagonal
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BacksolveError",
+    "Dense",
+    "Diagonal",
+    "Inverse",
+    "Solution",
+    "implicit_function",
+    "inverse",
+    "inverse_of",
+]

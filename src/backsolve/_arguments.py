@@ -1,0 +1,35 @@
+"""The params of one call, which may be pytrees, as a flat tuple of tensors and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils import _pytree as pytree
+
+
+class Arguments:
+    """The params of one call: `tensors` are the leaves that can carry a gradient, `rebuild` puts others in their
+    place.
+    """
+
+    __slots__ = ("_leaves", "_structure", "tensors")
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.tensors: tuple[Tensor, ...]
+        self._structure: pytree.TreeSpec | None = None
+        if not kwargs and all(type(a) is Tensor or type(a) is Parameter for a in args):
+            self.tensors = args  # the common case, without the 4 us of a tree walk
+            return
+        self._leaves, self._structure = pytree.tree_flatten((args, kwargs))
+        self.tensors = tuple(leaf for leaf in self._leaves if isinstance(leaf, Tensor))
+
+    def rebuild(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The positional and keyword arguments, with these tensors in the place of the original ones."""
+        if self._structure is None:
+            return tuple(tensors), {}
+        replacements = iter(tensors)
+        leaves = [next(replacements) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
+        return pytree.tree_unflatten(leaves, self._structure)

@@ -1,0 +1,191 @@
+"""The implicit rule: given y with `f(y, p) = x`, attach the derivatives that y has as a function of x and p.
+
+By the inverse function theorem `J dy = dx - f_p dp` with `J = df/dy` at y. Read backwards, for a cotangent v of y:
+
+    w = J^-T v,    gradient of x = w,    gradient of p = -f_p^T w.
+
+Everything is evaluated at the y that the caller holds, which is itself a function of x and p; so this rule,
+differentiated as it stands, gives every higher derivative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from backsolve import errors
+from backsolve._linearize import Linearization, gradients, relinearize
+from backsolve._solution import OnFailure, first_index, handle_failure
+from backsolve._torch import graph_is_kept
+from backsolve.jacobians import Assembled, Jacobian, find_coupling, find_wrong_entries
+
+Gradients = list[Tensor | None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How J is represented, and what happens where it cannot be trusted."""
+
+    jacobian: Jacobian
+    event_dim: int
+    on_failure: OnFailure
+    verify: bool
+    call: str
+    verified: set[Any] = field(default_factory=set, compare=False)
+
+    def assemble(self, at: Linearization) -> Assembled:
+        """Assemble J, after its structure has been verified once for this kind of input."""
+        assembled = self.jacobian.assemble(at)
+        if self.verify:
+            event = at.y.shape[at.y.dim() - self.event_dim :]
+            key = (event, at.y.dtype, at.y.device)
+            if key not in self.verified and self._verify(at, assembled):
+                self.verified.add(key)
+        return assembled
+
+    def spoil_singular(self, assembled: Assembled, result: Tensor, event_dim: int) -> Tensor:
+        """Apply the failure policy to the events whose J has no inverse."""
+        if self.on_failure == "ignore":
+            return result
+        failed = assembled.singular()
+        return handle_failure(self.on_failure, failed, event_dim, result, lambda: self._singular(failed, assembled))
+
+    def _singular(self, failed: Tensor, assembled: Assembled) -> errors.SingularJacobianError:
+        first = first_index(failed)
+        noun = "event" if self.event_dim else "element"
+        numbers = assembled.numbers(first)
+        return errors.singular(self.call, noun, int(failed.sum()), failed.numel(), first, numbers)
+
+    @torch.no_grad()
+    def _verify(self, at: Linearization, assembled: Assembled) -> bool:
+        """Probe the declared structure; True if the probe could have found a fault."""
+        unit_dims = self.event_dim if self.jacobian.unit_dims is None else self.jacobian.unit_dims
+        if getattr(self.jacobian, "entries", None) is not None and at.depends_on_y:
+            wrong = find_wrong_entries(at, assembled)
+            if wrong is not None:
+                raise errors.wrong_entries(self.call, *wrong)
+        if math.prod(at.y.shape[: at.y.dim() - unit_dims]) < 2:
+            return False  # one unit alone cannot show a coupling
+        coupling = find_coupling(at, assembled, unit_dims) if at.depends_on_y else None
+        if coupling is not None:
+            raise errors.coupled(self.call, "event" if unit_dims else "element", *coupling)
+        return True
+
+
+def vjp(rule: Rule, at: Linearization, v: Tensor, wanted: Sequence[bool]) -> Gradients:
+    """Pull v back to x and to the inputs of f: `w = J^-T v` and `-f_p^T w`."""
+    assembled = rule.assemble(at)
+    w = rule.spoil_singular(assembled, assembled.solve_transposed(v), rule.event_dim)
+    return [w, *at.pull_inputs(-w, wanted)]
+
+
+def attach(rule: Rule, at: Linearization, y: Tensor, x: Tensor | None) -> Tensor:
+    """Return y as a differentiable function of x, the params and what f closes over.
+
+    Args:
+        rule: how to solve with J.
+        at: f linearised at y.
+        y: the solution, without a graph; the result shares its storage.
+        x: `f(y)`, of the shape of y; None for an implicit function.
+    """
+    tensors = (*at.forward.arguments.tensors, *(c.tensor for c in at.captures))
+    return _Implicit.apply(rule, at, [y], x, *tensors)
+
+
+class _Implicit(torch.autograd.Function):
+    """The rule as autograd sees it: y out; x, params and captures in."""
+
+    @staticmethod
+    def forward(ctx: Any, rule: Rule, at: Linearization, y: list[Tensor], x: Tensor | None, *tensors: Tensor) -> Tensor:
+        ctx.rule, ctx.at = rule, at
+        output = (
+            y.pop()
+        )  # taken out of its list, so that it reaches autograd as a new tensor, and no cycle keeps it alive
+        ctx.save_for_backward(output, *tensors)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        y, *tensors = ctx.saved_tensors  # also autograd's test for changes in place
+        needs_x, *wanted = ctx.needs_input_grad[3:]
+        if torch.is_grad_enabled():
+            w, *others = _differentiable_vjp(ctx.rule, ctx.at, y, grads[0], tensors, wanted)
+        else:
+            w, *others = vjp(ctx.rule, ctx.at, grads[0], wanted)
+        if not graph_is_kept():
+            ctx.at = None
+        return None, None, None, w if needs_x else None, *others
+
+
+def _differentiable_vjp(
+    rule: Rule, at: Linearization, y: Tensor, v: Tensor, tensors: Sequence[Tensor], wanted: Sequence[bool]
+) -> Gradients:
+    """`vjp` as a differentiable function of y, v and the inputs of f, all of which are connected."""
+
+    def pulled(y: Tensor, v: Tensor, *inputs: Tensor) -> list[Tensor]:
+        results = vjp(rule, relinearize(at, y, inputs), v, wanted)
+        return _filled(results, (y, *inputs))
+
+    n_params = len(tensors) - len(at.captures)
+    in_place = [None] * (2 + n_params) + [c.tensor if c.read is None else None for c in at.captures]
+    results = _OnLeaves.apply(pulled, in_place, y, v, *tensors)
+    return [r if w else None for r, w in zip(results, (True, *wanted), strict=True)]
+
+
+class _OnLeaves(torch.autograd.Function):
+    """Evaluates phi on fresh leaves, and is differentiable to any order: its backward is itself, applied to phi's VJP.
+
+    The leaves isolate phi. In a connected graph y leads on to the params, and a partial derivative with respect to a
+    param would wander through y back into the node that is being differentiated.
+
+    Args of `apply`:
+        phi: a function of tensors that returns a list of tensors.
+        in_place: for each tensor, the leaf that phi reads by itself (a weight that f closes over), or None.
+        tensors: the connected arguments of phi.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, phi: Callable[..., list[Tensor]], in_place: list[Tensor | None], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        leaves = [
+            t.detach().requires_grad_(t.requires_grad) if own is None else own
+            for t, own in zip(tensors, in_place, strict=True)
+        ]
+        with torch.enable_grad():
+            outputs = phi(*leaves)
+        ctx.phi, ctx.in_place, ctx.leaves, ctx.outputs = phi, in_place, leaves, outputs
+        ctx.save_for_backward(*tensors)
+        return tuple(o.detach() for o in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return None, None, *_pull(ctx.outputs, ctx.leaves, cotangents)
+
+        phi, n = ctx.phi, len(tensors)
+
+        def pulled(*arguments: Tensor) -> list[Tensor]:
+            leaves, v = arguments[:n], arguments[n:]
+            return _filled(_pull(phi(*leaves), leaves, v), leaves)
+
+        results = _OnLeaves.apply(pulled, [*ctx.in_place, *[None] * len(cotangents)], *tensors, *cotangents)
+        return None, None, *(r if n else None for r, n in zip(results, ctx.needs_input_grad[2:], strict=True))
+
+
+def _pull(outputs: Sequence[Tensor], leaves: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Gradients:
+    """The gradients of those outputs that have any."""
+    live = [(get_gradient_edge(o), v) for o, v in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    return gradients([o for o, _ in live], leaves, [v for _, v in live])
+
+
+def _filled(results: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros for the gradients that do not exist."""
+    return [torch.zeros_like(t) if r is None else r for r, t in zip(results, like, strict=True)]

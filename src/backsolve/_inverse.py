@@ -1,0 +1,342 @@
+"""The public face of the core: inverse, inverse_of, implicit_function and the callables that they return."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from backsolve import errors
+from backsolve._arguments import Arguments
+from backsolve._attach import Rule
+from backsolve._linearize import linearize_connected
+from backsolve._solution import OnFailure, Solution, Tolerance
+from backsolve._solve import Problem, Solved, solve
+from backsolve._torch import active_transform
+from backsolve.jacobians import Assembled, Dense, Diagonal, Jacobian
+from backsolve.solvers.foreign import Solver, as_solver, name_of
+
+ParamEventDims = Sequence[int] | Mapping[str, int] | None
+
+
+class Inverse:
+    """The inverse g of f as a differentiable function: `y = g(x, *params)` with `f(y, *params) = x`.
+
+    Made by `inverse` or `inverse_of`, which document the options. Calling it runs the solver, tests that `f(y) = x`,
+    and attaches the derivatives
+
+        dy = J^-1 (dx - f_p dp),    J = df/dy at y,
+
+    so gradients of any order flow to x, to every tensor in params (pytrees and keywords included) and to every tensor
+    that f closes over. Shapes: x is `(*batch, *event)` with `event_dim` event dimensions, and so is y, with a batch
+    that is broadcast with the params as f broadcasts them.
+    """
+
+    def __init__(self, f: Callable[..., Tensor], solver: Solver, options: dict[str, Any]) -> None:
+        self._f, self._solver, self._options = f, solver, options
+        self._problem = _problem("inverse", f, solver, **options)
+
+    def __call__(self, x: Tensor, /, *params: Any, **kwargs: Any) -> Tensor:
+        """Return y with `f(y, *params, **kwargs) = x`.
+
+        Raises:
+            ArgumentError: x is no real floating-point tensor, or a param lives on another device.
+            SolverOutputError, ForwardOutputError: g or f returned something of the wrong type, shape, dtype or device.
+            ResidualError: `f(y)` is not x (with `on_failure="raise"`).
+            SingularJacobianError, StructureError: in the backward pass, J has no inverse or not the declared structure.
+        """
+        return self._run(x, params, kwargs).y
+
+    def solve(self, x: Tensor, /, *params: Any, **kwargs: Any) -> Solution:
+        """Return y together with its residual and convergence, as a `Solution`."""
+        solved = self._run(x, params, kwargs, report=True)
+        return _solution(solved, lambda: self._log_det(solved))
+
+    def with_log_det(self, x: Tensor, /, *params: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return `(y, log|det dy/dx|)`, the second of shape `(*batch,)` and differentiable like y.
+
+        With `event_dim = 0` it is `log|dy/dx|` of each element, not summed, as in torch.distributions.
+        """
+        solved = self._run(x, params, kwargs)
+        return solved.y, self._log_det(solved)
+
+    def jacobian(self, x: Tensor, /, *params: Any, **kwargs: Any) -> Tensor:
+        """Return `dy/dx = J^-1`, differentiable: of the shape of y if `event_dim = 0`, else `(*batch, *event, *event)`.
+
+        The first group of event dimensions counts the elements of y, the second those of x.
+        """
+        return _made_of_jacobian(self._problem.rule, self._run(x, params, kwargs), Assembled.inverse, 2)
+
+    def __repr__(self) -> str:
+        options = "".join(f", {name}={value!r}" for name, value in self._options.items() if value != _DEFAULTS[name])
+        return f"inverse({name_of(self._f)}, {name_of(self._solver)}{options})"
+
+    def __reduce__(self) -> Any:
+        """Pickle by qualified name if this is what stands there (a decorated solver), else by f, g and options."""
+        name = self.__dict__.get("__qualname__")
+        if name and functools.reduce(_getattr, name.split("."), sys.modules.get(self.__module__)) is self:
+            return name
+        return _rebuild, (type(self), self._f, self._solver, self._options)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Inverse:
+        return _deepcopy(self, memo)
+
+    def _run(self, x: Tensor, params: tuple[Any, ...], kwargs: dict[str, Any], report: bool = False) -> Solved:
+        arguments = Arguments(params, kwargs)
+        _check_call(self._problem, x, arguments)
+        return solve(self._problem, x, arguments, report=report)
+
+    def _log_det(self, solved: Solved) -> Tensor:
+        return _made_of_jacobian(self._problem.rule, solved, lambda j: -j.log_abs_det(), 0)
+
+
+class ImplicitFunction:
+    """A function given by an equation: `y = h(*params)` with `c(y, *params) = 0`. Made by `implicit_function`."""
+
+    def __init__(self, c: Callable[..., Tensor], solver: Solver, options: dict[str, Any]) -> None:
+        self._f, self._solver, self._options = c, solver, options
+        self._problem = _problem("implicit_function", c, solver, **options)
+
+    def __call__(self, *params: Any, **kwargs: Any) -> Tensor:
+        """Return y with `c(y, *params, **kwargs) = 0`."""
+        return self._run(params, kwargs).y
+
+    def solve(self, *params: Any, **kwargs: Any) -> Solution:
+        """Return y together with its residual `max |c(y)|` and convergence, as a `Solution`."""
+        return _solution(self._run(params, kwargs, report=True), None)
+
+    def __repr__(self) -> str:
+        return f"implicit_function({name_of(self._f)}, {name_of(self._solver)})"
+
+    def __reduce__(self) -> Any:
+        return _rebuild, (type(self), self._f, self._solver, self._options)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ImplicitFunction:
+        return _deepcopy(self, memo)
+
+    def _run(self, params: tuple[Any, ...], kwargs: dict[str, Any], report: bool = False) -> Solved:
+        arguments = Arguments(params, kwargs)
+        _check_call(self._problem, None, arguments)
+        return solve(self._problem, None, arguments, report=report)
+
+
+def inverse(
+    f: Callable[..., Tensor],
+    solver: Solver,
+    *,
+    event_dim: int = 0,
+    jacobian: Jacobian | None = None,
+    param_event_dims: ParamEventDims = None,
+    refine: int = 0,
+    residual_tol: float | tuple[float, float] | None = None,
+    on_failure: OnFailure = "raise",
+    verify: bool = True,
+) -> Inverse:
+    """Make the inverse of f, computed by any code, a differentiable torch function.
+
+    With `f(y, *params) = x` and `y = g(x, *params)`, the inverse function theorem gives
+
+        dy = J^-1 (dx - f_p dp),    J = df/dy at y.
+
+    Autograd need not see into g; it differentiates f. Gradients of any order flow to x, params and whatever f closes
+    over.
+
+    Args:
+        f: the forward function in torch, `f(y, *params, **kwargs) -> x`, of the shape of y.
+        solver: g, called as `solver(x, *params, **kwargs)` with detached tensors, once a call; returns y. A torch
+            function, a NumPy or SciPy ufunc, or `backsolve.solvers.numpy_solver(fn)`.
+        event_dim: how many rightmost dimensions f mixes: 0 if it is elementwise, 1 for vectors, 2 for matrices. All
+            dimensions to the left are batch.
+        jacobian: the structure of J: `Diagonal()` if `event_dim = 0`, else `Dense()`, unless said otherwise.
+        param_event_dims: the event dimensions of the params: a tuple for positional ones, a dict for keywords; what
+            is not named has 0 if `event_dim = 0`, else is unknown.
+        refine: polish y by up to so many Newton steps, each kept only where it lowers the residual.
+        residual_tol: rtol, or `(rtol, atol)`, of the residual test: an event passes if
+            `|f(y) - x| <= rtol max(|x|, |f(y)|)` in the maximum norm, or if a Newton step would move y by at most
+            `rtol |y| + atol`. Default: rtol = sqrt(eps) of the dtype; atol = eps, and 0 for events with |x| < eps.
+            `math.inf`: no test.
+        on_failure: what happens to events that fail the test, or whose J is singular: "raise" an error, "warn", turn
+            them (and all their gradients) to "nan", or "ignore" it.
+        verify: before the first gradient for a new event shape, dtype or device, probe that f mixes no more than was
+            declared.
+
+    Returns:
+        An `Inverse`, to be called as `y = inv(x, *params, **kwargs)`.
+
+    Raises:
+        ArgumentError: an option has a value that makes no sense.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from backsolve import inverse
+        >>> arcsin = inverse(torch.sin, np.arcsin)
+        >>> x = torch.tensor([0.0, 0.6], dtype=torch.float64, requires_grad=True)
+        >>> arcsin(x).sum().backward()
+        >>> x.grad  # 1 / sqrt(1 - x^2)
+        tensor([1.0000, 1.2500], dtype=torch.float64)
+
+    Reference:
+        S. G. Krantz, H. R. Parks, The Implicit Function Theorem, Birkhäuser 2002.
+    """
+    options = _options(
+        event_dim=event_dim,
+        jacobian=jacobian,
+        param_event_dims=param_event_dims,
+        refine=refine,
+        residual_tol=residual_tol,
+        on_failure=on_failure,
+        verify=verify,
+    )
+    return Inverse(f, solver, options)
+
+
+def inverse_of(f: Callable[..., Tensor], **options: Any) -> Callable[[Solver], Inverse]:
+    """Decorate the solver of `f(y, *params) = x`: the same as `inverse(f, solver, **options)`.
+
+    Args:
+        f: the forward function in torch.
+        **options: those of `inverse`.
+
+    Example:
+        >>> import torch
+        >>> from backsolve import inverse_of
+        >>> @inverse_of(lambda y, a: a * y.exp())
+        ... def scaled_log(x, a):
+        ...     return (x / a).log()
+        >>> a = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+        >>> scaled_log(torch.tensor(3.0, dtype=torch.float64), a).backward()
+        >>> a.grad  # -1 / a
+        tensor(-0.5000, dtype=torch.float64)
+    """
+
+    def decorate(solver: Solver) -> Inverse:
+        decorated = inverse(f, solver, **options)
+        functools.update_wrapper(decorated, solver)
+        return decorated
+
+    return decorate
+
+
+def implicit_function(c: Callable[..., Tensor], solver: Solver, **options: Any) -> ImplicitFunction:
+    """Make the solution of `c(y, *params) = 0` a differentiable function of the params.
+
+    The inverse at x = 0: `dy = -J^-1 c_p dp` with `J = dc/dy`.
+
+    Args:
+        c: the conditions in torch, `c(y, *params, **kwargs)`, of the shape of y.
+        solver: called as `solver(*params, **kwargs)` with detached tensors; returns y.
+        **options: those of `inverse`.
+
+    Example:
+        >>> import torch
+        >>> from backsolve import implicit_function
+        >>> root = implicit_function(lambda y, p: y**2 - p, torch.sqrt)
+        >>> p = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
+        >>> root(p).backward()
+        >>> p.grad  # 1 / (2 sqrt(p))
+        tensor(0.2500, dtype=torch.float64)
+    """
+    return ImplicitFunction(c, solver, _options(**options))
+
+
+_DEFAULTS: dict[str, Any] = {
+    "event_dim": 0,
+    "jacobian": None,
+    "param_event_dims": None,
+    "refine": 0,
+    "residual_tol": None,
+    "on_failure": "raise",
+    "verify": True,
+}
+
+
+def _options(**given: Any) -> dict[str, Any]:
+    for name in given:
+        if name not in _DEFAULTS:
+            raise errors.bad_option(name, f"one of {', '.join(_DEFAULTS)}", given[name])
+    return {**_DEFAULTS, **given}
+
+
+def _problem(
+    kind: str,
+    f: Any,
+    solver: Any,
+    event_dim: int,
+    jacobian: Jacobian | None,
+    param_event_dims: ParamEventDims,
+    refine: int,
+    residual_tol: Any,
+    on_failure: OnFailure,
+    verify: bool,
+) -> Problem:
+    """Check the options and put them together."""
+    for name, value in (("f", f), ("solver", solver)):
+        if not callable(value):
+            raise errors.bad_option(name, "a callable", value)
+    for name, value in (("event_dim", event_dim), ("refine", refine)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise errors.bad_option(name, "an integer >= 0", value)
+    if jacobian is not None and not isinstance(jacobian, Jacobian):
+        raise errors.bad_option("jacobian", "a structure such as Diagonal() or Dense(), or None", jacobian)
+    if on_failure not in get_args(OnFailure):
+        raise errors.bad_option("on_failure", f"one of {get_args(OnFailure)}", on_failure)
+    _check_event_dims(param_event_dims)
+    structure = jacobian or (Dense() if event_dim else Diagonal())
+    call = f"{kind}({name_of(f)}, {name_of(solver)})"
+    rule = Rule(structure, event_dim, on_failure, verify, call)
+    return Problem(f, as_solver(solver), rule, refine, Tolerance.of(residual_tol))
+
+
+def _check_event_dims(dims: ParamEventDims) -> None:
+    values = dims.values() if isinstance(dims, Mapping) else (dims or ())
+    if isinstance(dims, str) or any(not isinstance(d, int) or d < 0 for d in values):
+        raise errors.bad_option(
+            "param_event_dims", "None, a tuple of integers >= 0, or a dict of such by keyword", dims
+        )
+
+
+def _check_call(problem: Problem, x: Tensor | None, arguments: Arguments) -> None:
+    """Refuse what cannot be inverted before any work is done."""
+    if transform := active_transform():
+        raise errors.unsupported_transform(problem.call, transform)
+    if x is None:
+        return
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise errors.bad_input(problem.call, x)
+    if x.dim() < problem.rule.event_dim:
+        raise errors.too_few_dimensions(problem.call, x.shape, problem.rule.event_dim)
+    for t in arguments.tensors:
+        if t.device != x.device and t.dim():
+            raise errors.mixed_devices(problem.call, x, t)
+
+
+def _made_of_jacobian(rule: Rule, solved: Solved, make: Callable[[Assembled], Tensor], event_groups: int) -> Tensor:
+    """A function of J at y, differentiable in everything that y depends on."""
+    with torch.enable_grad():
+        at = linearize_connected(solved.forward, solved.y)
+    assembled = rule.assemble(at)
+    return rule.spoil_singular(assembled, make(assembled), rule.event_dim * event_groups)
+
+
+def _solution(solved: Solved, log_abs_det: Callable[[], Tensor] | None) -> Solution:
+    assert solved.check is not None
+    return Solution(solved.y, solved.check.residual, ~solved.check.failed, None, log_abs_det)
+
+
+def _rebuild(kind: type, f: Any, solver: Any, options: dict[str, Any]) -> Any:
+    return kind(f, solver, options)
+
+
+def _deepcopy(original: Any, memo: dict[int, Any]) -> Any:
+    twin = type(original)(*(copy.deepcopy(part, memo) for part in (original._f, original._solver, original._options)))
+    twin._problem.rule.verified.update(original._problem.rule.verified)
+    return twin
+
+
+def _getattr(owner: Any, name: str) -> Any:
+    return getattr(owner, name, None)

@@ -1,0 +1,219 @@
+"""What a solve produced, whether it solves `f(y) = x`, and what happens where it does not."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from backsolve import errors
+
+OnFailure = Literal["raise", "warn", "nan", "ignore"]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The result of `Inverse.solve`: y and how well it solves `f(y) = x`.
+
+    Attributes:
+        y: the solution, differentiable like the result of calling the `Inverse`; shape `(*batch, *event)`.
+        residual: `max |f(y) - x|` over each event, shape `(*batch,)` (the shape of y if `event_dim = 0`); no gradient.
+        converged: whether each event passed the residual test, shape `(*batch,)`.
+        iterations: how many iterations the solver took for each event, shape `(*batch,)`; None if it does not say.
+    """
+
+    y: Tensor
+    residual: Tensor
+    converged: Tensor
+    iterations: Tensor | None = None
+    _log_abs_det: Callable[[], Tensor] | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def log_abs_det_jacobian(self) -> Tensor:
+        """`log|det dy/dx| = -log|det J|`, shape `(*batch,)`, differentiable; computed when first read."""
+        if self._log_abs_det is None:
+            raise errors.DerivativeError("an implicit function has no x, and so no determinant of dy/dx")
+        return self._log_abs_det()
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """When an event counts as solved.
+
+    The free test is `|f(y) - x| <= rtol max(|x|, |f(y)|)` in the maximum norm of the event. An event that fails it
+    may still be as good as the arithmetic allows (x near 0, or an f that subtracts large numbers), so it is judged
+    by its Newton step instead: it passes if that moves y by at most `rtol |y| + atol`.
+
+    `rtol=None` is sqrt(eps) of the dtype. `atol=None` is eps, but 0 for events with |x| < eps: a probability
+    of 1e-300 must not pass with any tiny y.
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+
+    @staticmethod
+    def of(residual_tol: float | tuple[float, float] | None) -> Tolerance:
+        """Read the option `residual_tol`."""
+        parts = residual_tol if isinstance(residual_tol, tuple) else (residual_tol,)
+        valid = len(parts) in (1, 2) and all(p is None or (isinstance(p, int | float) and p >= 0) for p in parts)
+        if not valid:
+            raise errors.bad_option("residual_tol", "None, a number >= 0, or a pair (rtol, atol) of such", residual_tol)
+        return Tolerance(*parts)
+
+    @property
+    def off(self) -> bool:
+        """Whether everything passes."""
+        return self.rtol == math.inf
+
+    def relative(self, dtype: torch.dtype) -> float:
+        """The relative tolerance for this dtype."""
+        return math.sqrt(torch.finfo(dtype).eps) if self.rtol is None else self.rtol
+
+    def absolute(self, x_norm: Tensor) -> Tensor | float:
+        """The absolute tolerance on the Newton step, per event."""
+        if self.atol is not None:
+            return self.atol
+        eps = torch.finfo(x_norm.dtype).eps
+        return torch.where(x_norm < eps, 0.0, eps)
+
+
+@dataclass(frozen=True)
+class Check:
+    """The verdict of the residual test. `step` is the norm of the Newton step where one was needed."""
+
+    failed: Tensor
+    residual: Tensor
+    step: Tensor | None = None
+
+
+def event_norm(t: Tensor, event_dim: int) -> Tensor:
+    """The maximum norm of each event, shape `(*batch,)`."""
+    t = t.detach().abs()
+    if not event_dim:
+        return t
+    flat = t.flatten(-event_dim)
+    return flat.amax(-1) if flat.shape[-1] else flat.sum(-1)
+
+
+def check_residual(
+    y: Tensor,
+    x: Tensor | None,
+    z: Tensor,
+    event_dim: int,
+    tolerance: Tolerance,
+    newton_step: Callable[[], Tensor],
+) -> Check:
+    """Test `z = f(y)` against x, event by event.
+
+    Args:
+        y: the solution, shape `(*batch, *event)`.
+        x: what f(y) should be; None stands for 0.
+        z: `f(y)`.
+        event_dim: the number of event dimensions.
+        tolerance: when an event counts as solved.
+        newton_step: computes `J^-1 (f(y) - x)`; called only if the free test fails somewhere.
+    """
+    difference = z if x is None else torch.where(z == x, 0.0, z - x)  # inf - inf is NaN, yet inf = inf
+    residual = event_norm(difference, event_dim)
+    z_norm = event_norm(z, event_dim)
+    x_norm = torch.zeros_like(z_norm) if x is None else event_norm(x, event_dim)
+    rtol = tolerance.relative(y.dtype)
+    failed = ~(residual <= rtol * torch.maximum(x_norm, z_norm))  # NaN compares false and fails
+    if not failed.any():
+        return Check(failed, residual)
+    step = event_norm(newton_step(), event_dim)
+    y_norm = event_norm(y, event_dim)
+    passed = (step <= rtol * y_norm + tolerance.absolute(x_norm)) & residual.isfinite()
+    return Check(failed & ~passed, residual, step)
+
+
+def obviously_solved(x: Tensor, z: Tensor, rtol: float) -> bool:
+    """The free test in the fewest kernels, for the common case that every element passes by itself."""
+    return bool(((z - x).div_(x).abs_().amax() <= rtol).item()) if z.numel() else True
+
+
+def handle_failure(
+    on_failure: OnFailure,
+    failed: Tensor,
+    event_dim: int,
+    result: Tensor,
+    error: Callable[[], errors.BacksolveError],
+) -> Tensor:
+    """Do with the failed events what the caller asked for: raise, warn, spoil them, or nothing.
+
+    A spoiled event is multiplied by NaN rather than overwritten, so that its gradients of every order are NaN too.
+    """
+    if on_failure == "ignore" or not failed.any():
+        return result
+    if on_failure == "raise":
+        raise error()
+    if on_failure == "warn":
+        warnings.warn(str(error()), errors.BacksolveWarning, stacklevel=4)
+        return result
+    spoil = torch.where(failed, torch.nan, 1.0).to(result.dtype)
+    return result * spoil.reshape(spoil.shape + (1,) * event_dim)
+
+
+def first_index(failed: Tensor) -> tuple[int, ...]:
+    """The index of the first True, `()` for a 0-d tensor."""
+    return tuple(int(i) for i in failed.nonzero()[0])
+
+
+_PERIODS = {"2 pi": 2 * math.pi, "pi": math.pi, "360": 360.0, "180": 180.0, "1": 1.0}
+
+
+def residual_error(
+    call: str, check: Check, y: Tensor, x: Tensor | None, z: Tensor, event_dim: int, tolerance: Tolerance
+) -> errors.ResidualError:
+    """Say which events fail, by how much, and what would mend it."""
+    rtol = tolerance.relative(y.dtype)
+    target = torch.zeros_like(z) if x is None else x
+    first = first_index(check.failed)
+    noun = "event" if event_dim else "element"
+    numbers = f"x = {_show(target[first])}, y = g(x) = {_show(y[first])}, f(y) = {_show(z[first])}"
+    got = (
+        f"{errors.count(int(check.failed.sum()), check.failed.numel(), noun)} differ, the first at index {first}: {numbers}, "
+        f"|f(y) - x| = {check.residual[first].item():.3g}"
+    )
+    step = math.nan if check.step is None else check.step[first].item()
+    got += f", and a Newton step would move y by {step:.3g}"
+    criterion = (
+        f"|f(y) - x| <= {rtol:.2g} max(|x|, |f(y)|), or a Newton step of at most {rtol:.2g} |y| + atol, per {noun}"
+    )
+    return errors.residual_failed(call, criterion, got, _remedy(check, y, target, z, event_dim))
+
+
+def _remedy(check: Check, y: Tensor, x: Tensor, z: Tensor, event_dim: int) -> str:
+    mask = check.failed.reshape(check.failed.shape + (1,) * event_dim).expand_as(z)
+    difference = (z - x).detach()[mask]
+    for name, period in _PERIODS.items():
+        turns = difference / period
+        if turns.abs().amin() > 0.5 and ((turns - turns.round()).abs() < 1e-4).all():
+            return (
+                f"the differences are whole multiples of {name}: f(y) and x agree up to a period. Reduce x to the principal "
+                f"period before the call, or let g return the y of the same revolution as x"
+            )
+    y_norm = event_norm(y, event_dim)
+    if check.step is not None and bool((check.step <= 0.1 * y_norm)[check.failed].all()):
+        return (
+            "g is close but not exact: refine=5 polishes y with up to 5 Newton steps; or tighten g's own tolerance, or accept "
+            "its error with residual_tol=(rtol, atol)"
+        )
+    return (
+        "check that f is the inverse of g, with the same arguments in the same order and units, and that g has converged; "
+        'on_failure="nan" keeps the good events'
+    )
+
+
+def _show(t: Tensor) -> str:
+    values = t.detach().flatten().tolist()
+    if t.dim() == 0:
+        return f"{values[0]:.6g}"
+    head = ", ".join(f"{v:.6g}" for v in values[:6])
+    return f"[{head}{', ...' if len(values) > 6 else ''}]"

@@ -1,0 +1,200 @@
+"""One call from end to end: run the solver, check what it returned, attach the derivatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backsolve import errors
+from backsolve._arguments import Arguments
+from backsolve._attach import Rule, attach
+from backsolve._linearize import Forward, Linearization, linearize
+from backsolve._solution import (
+    Check,
+    Tolerance,
+    check_residual,
+    event_norm,
+    handle_failure,
+    obviously_solved,
+    residual_error,
+)
+from backsolve.solvers.foreign import Solver, to_tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`f(y, *params) = x` with the solver g for it, and how careful to be."""
+
+    f: Any
+    solver: Solver
+    rule: Rule
+    refine: int
+    tolerance: Tolerance
+
+    @property
+    def call(self) -> str:
+        """How messages name this problem."""
+        return self.rule.call
+
+    def bind(self, arguments: Arguments) -> Forward:
+        """f with the params of one call."""
+        return Forward(self.f, arguments, self.rule.event_dim, self.call)
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What one call found: the differentiable y, f with its params, and the verdict if it was asked for."""
+
+    y: Tensor
+    forward: Forward
+    check: Check | None
+
+
+def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: bool = False) -> Solved:
+    """Solve `f(y, *params) = x` and attach the derivatives to y.
+
+    Args:
+        problem: f, g and the options.
+        x: a checked tensor; None for an implicit function, which has 0 in its place.
+        arguments: the params.
+        report: work out the verdict for every event, also where the options need none.
+    """
+    forward = problem.bind(arguments)
+    y = run_solver(problem, x, arguments, forward)
+    if x is not None and x.shape != y.shape:
+        x = x.expand(y.shape)
+    target = None if x is None else x.detach()
+    if problem.refine:
+        y = refine(problem, forward, y, target)
+    at = _linearize_if_needed(forward, y, x)
+    check = None
+    if report or not (problem.tolerance.off or problem.rule.on_failure == "ignore"):
+        check = _check(problem, forward, y, target, at, report)
+    result = y if at is None else attach(problem.rule, at, y, x)
+    if check is not None:
+        verdict, value = check
+        result = handle_failure(
+            problem.rule.on_failure,
+            verdict.failed,
+            problem.rule.event_dim,
+            result,
+            lambda: residual_error(problem.call, verdict, y, target, value, problem.rule.event_dim, problem.tolerance),
+        )
+    return Solved(result, forward, check[0] if check else None)
+
+
+def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward: Forward) -> Tensor:
+    """Call g on detached tensors, without a graph, and make sure that what it returns can be y."""
+    given = arguments.tensors if x is None else (x, *arguments.tensors)
+    detached = [t.detach() for t in given]
+    versions = [None if t.is_inference() else t._version for t in given]
+    args, kwargs = arguments.rebuild(detached if x is None else detached[1:])
+    with torch.no_grad():
+        result = problem.solver(*args, **kwargs) if x is None else problem.solver(detached[0], *args, **kwargs)
+    for i, (t, version) in enumerate(zip(given, versions, strict=True)):
+        if version is not None and t._version != version:
+            raise errors.solver_changed_input(problem.call, "x" if x is not None and i == 0 else "params")
+    reference = next((t for t in given if t.is_floating_point()), None)
+    y = _as_solution(problem, result, reference)
+    if x is not None and x.shape != y.shape:
+        _check_broadcast(problem, forward, y, x)
+    storages = {t.untyped_storage().data_ptr() for t in given}
+    return y.clone() if y.untyped_storage().data_ptr() in storages else y
+
+
+def _as_solution(problem: Problem, result: Any, like: Tensor | None) -> Tensor:
+    if not isinstance(result, Tensor):
+        if not hasattr(result, "__array__"):
+            raise errors.bad_solver_output(
+                problem.call,
+                "a torch.Tensor (or a NumPy array)",
+                errors.describe(result),
+                "return one tensor of the shape, dtype and device of x; for NumPy code there is solvers.numpy_solver",
+            )
+        result = to_tensor(result, like, copy=True, call=problem.call)
+    y = result.detach()
+    if like is not None and (y.dtype != like.dtype or y.device != like.device):
+        raise errors.bad_solver_output(
+            problem.call,
+            f"dtype {like.dtype} on {like.device}, like x",
+            errors.describe(y),
+            f"convert the result in g: y.to(x), that is, to {like.dtype} on {like.device}",
+        )
+    return y
+
+
+def _check_broadcast(problem: Problem, forward: Forward, y: Tensor, x: Tensor) -> None:
+    """Accept a y larger than x only if f, given a y of the shape of x, broadcasts it to that size by its params."""
+    k = problem.rule.event_dim
+    extra = y.dim() - x.dim()
+    fits = extra >= 0 and y.shape[y.dim() - k :] == x.shape[x.dim() - k :]
+    fits = fits and all(n in (m, 1) for n, m in zip(x.shape, y.shape[extra:], strict=True))
+    if fits and y.numel():
+        small = y[(0,) * extra]
+        for dim, n in enumerate(x.shape):
+            small = small.narrow(dim, 0, n)
+        with torch.no_grad():
+            args, kwargs = forward.arguments.rebuild(forward.arguments.tensors)
+            z = problem.f(small, *args, **kwargs)
+        fits = isinstance(z, Tensor) and z.shape == y.shape
+    if not fits:
+        raise errors.bad_solver_output(
+            problem.call,
+            f"the shape of x, {tuple(x.shape)}, broadcast with the params as f broadcasts them",
+            errors.describe(y),
+            "let g return one y for each x; numpy.squeeze, atleast_1d and the like change shapes on the way",
+        )
+
+
+def _linearize_if_needed(forward: Forward, y: Tensor, x: Tensor | None) -> Linearization | None:
+    """f with its graph if anything needs a gradient: x, a param, or a tensor that f closes over."""
+    if not torch.is_grad_enabled():
+        return None
+    given = forward.arguments.tensors if x is None else (x, *forward.arguments.tensors)
+    if not any(t.requires_grad for t in given) and not forward(y.detach(), forward.arguments.tensors).requires_grad:
+        return None
+    return linearize(forward, y)
+
+
+def _check(
+    problem: Problem, forward: Forward, y: Tensor, x: Tensor | None, at: Linearization | None, report: bool
+) -> tuple[Check, Tensor] | None:
+    """The residual test: None if it is plain at first sight that every event passes."""
+    z = forward.value(y) if at is None else at.value
+    if not report and x is not None and obviously_solved(x, z, problem.tolerance.relative(y.dtype)):
+        return None
+
+    def newton_step() -> Tensor:
+        return _newton_step(problem, linearize(forward, y) if at is None else at, x)
+
+    return check_residual(y, x, z, problem.rule.event_dim, problem.tolerance, newton_step), z
+
+
+@torch.no_grad()
+def _newton_step(problem: Problem, at: Linearization, x: Tensor | None) -> Tensor:
+    """`J^-1 (f(y) - x)`."""
+    return problem.rule.jacobian.assemble(at).solve(at.value if x is None else at.value - x)
+
+
+@torch.no_grad()
+def refine(problem: Problem, forward: Forward, y: Tensor, x: Tensor | None) -> Tensor:
+    """Polish y by Newton steps, each kept only in the events where it lowers the residual.
+
+    A step on a y that is already as good as its rounding would make it worse: one float32 step on a correctly rounded y
+    multiplies its error by four.
+    """
+    k = problem.rule.event_dim
+    at = linearize(forward, y)
+    for _ in range(problem.refine):
+        before = event_norm(at.value if x is None else at.value - x, k)
+        trial = y - _newton_step(problem, at, x)
+        trial_value = forward.value(trial)
+        better = event_norm(trial_value if x is None else trial_value - x, k) < before  # NaN is never better
+        if not better.any():
+            break
+        y = torch.where(better.reshape(better.shape + (1,) * k), trial, y)
+        at = linearize(forward, y)
+    return y

@@ -1,0 +1,32 @@
+"""The private names of torch that backsolve uses, each with what it buys; a test fails when torch moves one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+_C: Any = torch._C  # its submodules have no stubs
+
+LEAF_NODE: Any = _C._functions.AccumulateGrad
+"""The node that ends every path of a graph and holds its leaf tensor as `variable`."""
+
+
+def sequence_number() -> int:
+    """The number that the next autograd node of this thread gets: tells nodes of f from older ones."""
+    return torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+
+
+def graph_is_kept() -> bool:
+    """Whether the running backward pass was asked to keep its graph, so that ours can be freed with the caller's."""
+    return _C._autograd._get_current_graph_task_keep_graph()
+
+
+def active_transform() -> str | None:
+    """The name of a torch transform around this call, if there is one."""
+    if _C._functorch.peek_interpreter_stack() is not None:
+        return "torch.func transform (grad, vjp, jvp, vmap, ...)"
+    if forward_ad._current_level >= 0:
+        return "torch.autograd.forward_ad dual level"
+    return None

@@ -1,0 +1,297 @@
+"""Every error that backsolve raises, and the words of each.
+
+A message is a small document: the call it is about, what was expected, what came, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class BacksolveError(Exception):
+    """Base class of every error that backsolve raises on purpose."""
+
+
+class ArgumentError(BacksolveError, ValueError):
+    """An option of `inverse` or an argument of a call is not one that backsolve can work with."""
+
+
+class SolverOutputError(BacksolveError):
+    """The solver g returned something that cannot be `y`: wrong type, shape, dtype or device."""
+
+
+class ForwardOutputError(BacksolveError):
+    """The forward function f returned something that cannot be `x`: wrong type, shape, dtype or device."""
+
+
+class ResidualError(BacksolveError):
+    """`f(g(x))` is not `x`: g returned a wrong or unconverged y, or f is not its inverse."""
+
+
+class SingularJacobianError(BacksolveError):
+    """`J = df/dy` is singular at the solution, so `dg/dx = J^-1` does not exist there."""
+
+
+class StructureError(BacksolveError):
+    """f does not have the structure that was declared, or depends on tensors in a way that cannot be followed."""
+
+
+class DerivativeError(BacksolveError):
+    """A derivative was asked for that the given information does not determine."""
+
+
+class TransformError(BacksolveError):
+    """The call is inside a torch transform that backsolve does not support."""
+
+
+class BacksolveWarning(UserWarning):
+    """What `on_failure="warn"` issues instead of raising."""
+
+
+def document(call: str, problem: str, *, expected: str, got: str, remedy: str) -> str:
+    """Lay out one message: which call, what was expected, what came, what to do."""
+    return f"{call}: {problem}\n  expected: {expected}\n  got:      {got}\n  remedy:   {remedy}"
+
+
+def describe(value: Any) -> str:
+    """Name a value by what matters in a message: its type and, for arrays, shape, dtype and device."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        device = f", device {value.device}" if hasattr(value, "device") else ""
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}, dtype {value.dtype}{device}"
+    return f"{value!r} of type {type(value).__name__}"
+
+
+def count(failed: int, total: int, noun: str) -> str:
+    """Say how many of how many events."""
+    return f"{failed} of {total} {noun}{'s' if total != 1 else ''}"
+
+
+# --------------------------------------------------------------------------- options and arguments of a call
+
+
+def bad_option(option: str, expected: str, got: Any) -> ArgumentError:
+    """An option of `inverse`, `inverse_of` or `implicit_function` that makes no sense."""
+    return ArgumentError(
+        document(
+            "inverse(...)",
+            f"the option {option} is not usable.",
+            expected=expected,
+            got=f"{option}={got!r}",
+            remedy=f"pass one of the expected values for {option}",
+        )
+    )
+
+
+def bad_input(call: str, x: Any) -> ArgumentError:
+    """An x that is no floating-point tensor."""
+    remedy = "convert it first, for example torch.as_tensor(x, dtype=torch.float64)"
+    if hasattr(x, "is_complex") and x.is_complex():
+        remedy = "write f over the real and imaginary parts; complex tensors are not supported yet"
+    return ArgumentError(
+        document(
+            call,
+            "x cannot be inverted.",
+            expected="a real floating-point torch.Tensor x",
+            got=describe(x),
+            remedy=remedy,
+        )
+    )
+
+
+def too_few_dimensions(call: str, shape: Sequence[int], event_dim: int) -> ArgumentError:
+    """An x with fewer dimensions than one event has."""
+    return ArgumentError(
+        document(
+            call,
+            "x has fewer dimensions than one event.",
+            expected=f"at least event_dim = {event_dim} dimensions",
+            got=f"x of shape {tuple(shape)}",
+            remedy="add the missing dimensions, or lower event_dim",
+        )
+    )
+
+
+def mixed_devices(call: str, x: Any, other: Any) -> ArgumentError:
+    """A parameter that lives on another device than x."""
+    return ArgumentError(
+        document(
+            call,
+            "the tensors of the call are on different devices.",
+            expected=f"every tensor with dimensions on {x.device}, the device of x",
+            got=describe(other),
+            remedy=f"move it with .to({str(x.device)!r})",
+        )
+    )
+
+
+def unsupported_transform(call: str, name: str) -> TransformError:
+    """The call is under a torch transform that is not supported."""
+    return TransformError(
+        document(
+            call,
+            f"it was called under {name}.",
+            expected="a plain eager call, differentiated with torch.autograd (backward or autograd.grad, any order)",
+            got=f"an active {name}",
+            remedy="use torch.autograd.grad(..., create_graph=True) for now",
+        )
+    )
+
+
+# ------------------------------------------------------------------------------------ what g and f returned
+
+
+def bad_solver_output(call: str, expected: str, got: str, remedy: str) -> SolverOutputError:
+    """g's return value cannot be y."""
+    problem = "the solver g returned something that cannot be y."
+    return SolverOutputError(document(call, problem, expected=expected, got=got, remedy=remedy))
+
+
+def solver_changed_input(call: str, which: str) -> SolverOutputError:
+    """g wrote into one of the tensors that it was given."""
+    return SolverOutputError(
+        document(
+            call,
+            f"the solver g changed its argument {which} in place.",
+            expected="a solver that leaves its arguments as they are",
+            got=f"another version of {which} after the call; its values are now those that g wrote",
+            remedy=f"let g work on a copy, {which}.clone()",
+        )
+    )
+
+
+def bad_forward_output(call: str, expected: str, got: str, remedy: str) -> ForwardOutputError:
+    """f's return value cannot be x."""
+    problem = "the forward function f returned something that cannot be x."
+    return ForwardOutputError(document(call, problem, expected=expected, got=got, remedy=remedy))
+
+
+def not_square(call: str, y_shape: Sequence[int], z_shape: Sequence[int]) -> ForwardOutputError:
+    """f maps events of one size to events of another: J is not square."""
+    return ForwardOutputError(
+        document(
+            call,
+            "J = df/dy is not square.",
+            expected=f"f(y) with the event shape of y, {tuple(y_shape)}",
+            got=f"f(y) with the event shape {tuple(z_shape)}",
+            remedy="f alone does not determine dg then; add the missing equations to f, or invert fewer unknowns",
+        )
+    )
+
+
+# ------------------------------------------------------------------------------------- residual and structure
+
+
+def residual_failed(call: str, criterion: str, got: str, remedy: str) -> ResidualError:
+    """f(g(x)) differs from x in some events."""
+    return ResidualError(
+        document(call, "f(g(x)) is not x.", expected=criterion, got=got, remedy=remedy),
+    )
+
+
+def singular(
+    call: str, noun: str, failed: int, total: int, index: tuple[int, ...], numbers: str
+) -> SingularJacobianError:
+    """J has no inverse in some events."""
+    return SingularJacobianError(
+        document(
+            call,
+            "J = df/dy is singular, so dg/dx = J^-1 does not exist.",
+            expected=f"an invertible J in every {noun}",
+            got=f"{count(failed, total, noun)} singular, the first at index {index}: {numbers}",
+            remedy='keep x away from such points, or choose on_failure="nan" to lose only these derivatives',
+        )
+    )
+
+
+def singular_values(matrix: Any) -> str:
+    """How near a matrix is to a singular one, for a message."""
+    values = matrix.detach().nan_to_num().svd().S
+    return f"the singular values of J reach from {values[0].item():.3g} down to {values[-1].item():.3g}"
+
+
+def no_dependence(call: str) -> StructureError:
+    """f(y) does not depend on y in the eyes of autograd."""
+    return StructureError(
+        document(
+            call,
+            "f(y) does not depend on y.",
+            expected="an f that is differentiable in its first argument",
+            got="a result of f that autograd cannot trace back to y",
+            remedy="write f with torch operations and without .detach(), .item(), .numpy() or torch.no_grad() on y",
+        )
+    )
+
+
+def coupled(call: str, noun: str, index: tuple[int, ...], leak: float) -> StructureError:
+    """The probe found that f mixes what was declared independent."""
+    declared = "elementwise" if noun == "element" else "independent across the batch"
+    return StructureError(
+        document(
+            call,
+            f"f is not {declared}.",
+            expected=f"each {noun} of f(y) to depend on the same {noun} of y only",
+            got=f"{noun} {index} of y changes another {noun} of f(y): the probe found {leak:.3g} where it must find 0",
+            remedy="raise event_dim to the number of rightmost dimensions that f mixes"
+            + (
+                ", or declare jacobian=Dense()" if noun == "element" else " (batch normalisation couples a whole batch)"
+            ),
+        )
+    )
+
+
+def wrong_entries(call: str, index: tuple[int, ...], by_autograd: float, by_formula: float) -> StructureError:
+    """The entries of J that the user gave are not the derivative of f."""
+    return StructureError(
+        document(
+            call,
+            "the known entries of J are not the derivative of f.",
+            expected="entries(y, *params) equal to df/dy as autograd finds it",
+            got=f"in J^T u at index {index}, u random: {by_formula:.9g} by entries, {by_autograd:.9g} by autograd",
+            remedy="correct entries, or leave it out: autograd then differentiates f",
+        )
+    )
+
+
+def untraceable(call: str, what: str) -> StructureError:
+    """f reads a tensor that requires a gradient in a way that cannot be followed."""
+    return StructureError(
+        document(
+            call,
+            "f reads a tensor that requires a gradient, but not through a torch function that can be followed.",
+            expected="every such tensor to be an argument of f, a leaf, or read by ordinary torch functions",
+            got=what,
+            remedy="pass the tensor explicitly: f(y, tensor) and the call inverse(...)(x, tensor)",
+        )
+    )
+
+
+def changed_between(call: str, difference: float) -> StructureError:
+    """f gave another value in backward than in the call."""
+    return StructureError(
+        document(
+            call,
+            "f gave another value at the same y when it was evaluated again for a higher derivative.",
+            expected="a deterministic f whose tensors do not change between the call and the backward pass",
+            got=f"values that differ by up to {difference:.3g}",
+            remedy="do not change what f reads before the backward pass; switch off dropout and other randomness",
+        )
+    )
+
+
+def constant_jacobian(call: str) -> DerivativeError:
+    """A second derivative was asked for, but J is a given constant."""
+    return DerivativeError(
+        document(
+            call,
+            "a second derivative needs dJ/dy, and forward_jacobian is a constant.",
+            expected="forward_func=f, from which J and its derivatives follow",
+            got="a bare forward_jacobian tensor, which fixes the first derivative only",
+            remedy="pass forward_func=f instead, or differentiate once",
+        )
+    )
+
+
+def missing_extra(feature: str, package: str, extra: str) -> ImportError:
+    """An optional dependency is not installed."""
+    return ImportError(f"{feature} needs {package}, which is not installed: pip install 'backsolve[{extra}]'")

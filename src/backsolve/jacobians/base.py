@@ -1,0 +1,86 @@
+"""The contract of every Jacobian structure.
+
+To add a structure, write a `Jacobian` (the claim: a frozen dataclass with the user's options) and an `Assembled` (its
+numbers at one y), export it, and add it to the table of problems in the tests.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+Entries = Callable[..., Tensor]  # entries(y, *params, **kwargs) -> the known entries of J
+
+
+class Linearized(Protocol):
+    """What a structure may ask of f at one y. With grad mode on, everything here is differentiable."""
+
+    y: Tensor  # (*batch, *event)
+    value: Tensor  # f(y), (*batch, *event), detached
+    event_dim: int
+
+    def pull(self, v: Tensor) -> Tensor:
+        """`J^T v` for one cotangent of the shape of y: one vector-Jacobian product."""
+        ...
+
+    def pull_many(self, vs: Tensor) -> Tensor:
+        """`J^T v` for a stack of cotangents, shape `(k, *batch, *event)`."""
+        ...
+
+    def entries(self, known: Entries) -> Tensor:
+        """Evaluate a user's formula for the entries of J at this y with the params of the call."""
+        ...
+
+    def derivative_near(self, y: Tensor, v: Tensor) -> Tensor:
+        """`J(y)^T v` at another y, without a graph."""
+        ...
+
+
+class Assembled(ABC):
+    """J at one y, ready to solve. One factorisation serves every method."""
+
+    @abstractmethod
+    def solve(self, b: Tensor) -> Tensor:
+        """`J^-1 b`, shape `(*batch, *event)`."""
+
+    @abstractmethod
+    def solve_transposed(self, v: Tensor) -> Tensor:
+        """`J^-T v`, shape `(*batch, *event)`."""
+
+    @abstractmethod
+    def log_abs_det(self) -> Tensor:
+        """`log|det J|`, shape `(*batch,)`."""
+
+    @abstractmethod
+    def inverse(self) -> Tensor:
+        """`J^-1 = dy/dx`, shape of y if `event_dim = 0`, else `(*batch, *event, *event)`."""
+
+    @abstractmethod
+    def singular(self) -> Tensor:
+        """Which events have no usable inverse, shape `(*batch,)`."""
+
+    @abstractmethod
+    def transposed_times(self, u: Tensor) -> Tensor:
+        """`J^T u` from the assembled entries."""
+
+    @abstractmethod
+    def rounding(self, u: Tensor) -> Tensor:
+        """A bound on the rounding error of `transposed_times(u)`, elementwise."""
+
+    @abstractmethod
+    def numbers(self, index: tuple[int, ...]) -> str:
+        """What to print about the event at this index in an error."""
+
+
+class Jacobian(ABC):
+    """A claim about the structure of J."""
+
+    unit_dims: int | None = None
+    """How many rightmost dimensions of y form one unit that no other unit influences; None: those of the event."""
+
+    @abstractmethod
+    def assemble(self, at: Linearized) -> Assembled:
+        """Work out J at `at.y`."""

@@ -1,0 +1,98 @@
+"""f mixes all the elements of an event: J is a square matrix for each batch element."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from backsolve import errors
+from backsolve.jacobians.base import Assembled, Entries, Jacobian, Linearized
+from backsolve.linalg import LU
+
+
+@dataclass(frozen=True)
+class Dense(Jacobian):
+    """J is a full n x n matrix for each batch element, n being the number of elements of an event.
+
+    n vector-Jacobian products, run as one vectorised backward pass, give J; one LU factorisation (of J in float32 if
+    y is float16 or bfloat16) solves with J and its transpose and gives the determinant. Time O(n^3), memory O(n^2) a
+    batch element.
+
+    Args:
+        entries: J if it is known, called as `entries(y, *params, **kwargs)`, of shape `(*batch, *event, *event)` with
+            the elements of f first: `entries[..., i, j] = df_i / dy_j`. It is itself differentiated for higher
+            derivatives.
+
+    Example:
+        >>> import torch
+        >>> from backsolve import inverse
+        >>> A = torch.tensor([[2.0, 1.0], [0.0, 4.0]], dtype=torch.float64)
+        >>> solve = inverse(lambda y: y @ A.T, lambda x: torch.linalg.solve(A, x), event_dim=1)
+        >>> x = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        >>> solve(x).sum().backward()
+        >>> x.grad
+        tensor([0.5000, 0.1250], dtype=torch.float64)
+    """
+
+    entries: Entries | None = None
+
+    def assemble(self, at: Linearized) -> Assembled:
+        """Run n vector-Jacobian products, or none if the entries are known."""
+        batch, event = _split(at.y, at.event_dim)
+        n = math.prod(event)
+        if self.entries is not None:
+            matrix = at.entries(self.entries).reshape(*batch, n, n)
+        else:
+            identity = torch.eye(n, dtype=at.y.dtype, device=at.y.device)
+            cotangents = identity.reshape(n, *(1,) * len(batch), *event).expand(n, *batch, *event)
+            matrix = at.pull_many(cotangents).reshape(n, *batch, n).movedim(0, -2)  # row i is e_i^T J
+        return _DenseAt(matrix, at)
+
+
+class _DenseAt(Assembled):
+    def __init__(self, matrix: Tensor, at: Linearized) -> None:
+        self.matrix = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix  # (*batch, n, n)
+        self.at = at
+
+    @cached_property
+    def lu(self) -> LU:
+        return LU(self.matrix)
+
+    def solve(self, b: Tensor) -> Tensor:
+        return self.lu.solve(self._column(b)).reshape(b.shape).to(b.dtype)
+
+    def solve_transposed(self, v: Tensor) -> Tensor:
+        return self.lu.solve(self._column(v), transposed=True).reshape(v.shape).to(v.dtype)
+
+    def log_abs_det(self) -> Tensor:
+        return self.lu.log_abs_det().to(self.at.y.dtype)
+
+    def inverse(self) -> Tensor:
+        n, (batch, event) = self.matrix.shape[-1], _split(self.at.y, self.at.event_dim)
+        identity = torch.eye(n, dtype=self.matrix.dtype, device=self.matrix.device).expand_as(self.matrix)
+        return self.lu.solve(identity).reshape(*batch, *event, *event).to(self.at.y.dtype)
+
+    def singular(self) -> Tensor:
+        return self.lu.singular()
+
+    def transposed_times(self, u: Tensor) -> Tensor:
+        return (self.matrix.mT @ self._column(u)).reshape(u.shape).to(u.dtype)
+
+    def rounding(self, u: Tensor) -> Tensor:
+        bound = (self.matrix.mT.abs() @ self._column(u).abs()).reshape(u.shape).to(u.dtype)
+        return 8 * self.matrix.shape[-1] * torch.finfo(u.dtype).eps * bound
+
+    def numbers(self, index: tuple[int, ...]) -> str:
+        return errors.singular_values(self.matrix[index])
+
+    def _column(self, b: Tensor) -> Tensor:
+        return b.reshape(*self.matrix.shape[:-1], 1).to(self.matrix.dtype)
+
+
+def _split(y: Tensor, event_dim: int) -> tuple[torch.Size, torch.Size]:
+    """The batch and the event part of a shape."""
+    return y.shape[: y.dim() - event_dim], y.shape[y.dim() - event_dim :]

@@ -1,0 +1,72 @@
+"""The probe that finds a coupling which was declared absent, and never reports one that is not there.
+
+If no unit of f(y) (an element, or an event) depends on another unit of y, then `J^T u` is given by the assembled J.
+One Gaussian u screens for units where it is not (vectors of +-1 miss half of the single couplings: they cancel).
+Rounding could explain a small difference, so each suspect is confirmed by an exact test: with u = 0 on a unit, `J^T
+u` on that unit is a sum of zeros, exactly 0 in floating point, unless another unit reaches it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from backsolve.jacobians.base import Assembled, Linearized
+
+
+def find_coupling(at: Linearized, assembled: Assembled, unit_dims: int) -> tuple[tuple[int, ...], float] | None:
+    """Look for a unit of y that changes another unit of f(y).
+
+    Args:
+        at: f at y.
+        assembled: J as the declared structure has it.
+        unit_dims: the number of rightmost dimensions that form one unit; 0: each element.
+
+    Returns:
+        The index of the first such unit and the size of what reaches it, or None if there is none.
+    """
+    generator = torch.Generator(at.y.device).manual_seed(0)  # its own: the global random state stays as it is
+    dtype = at.y.dtype
+
+    def gaussian() -> Tensor:
+        return torch.randn(at.y.shape, generator=generator, device=at.y.device, dtype=torch.float32).to(dtype)
+
+    u = gaussian()
+    off = (at.pull(u) - assembled.transposed_times(u)).abs() > assembled.rounding(u)  # NaN compares false
+    suspects = _per_unit(off, unit_dims)
+    ranks = suspects.flatten().cumsum(0).sub(1).reshape(suspects.shape)
+    number = int(suspects.sum())
+    # Two suspects differ in some bit of their ranks, so in some round one is silent while the other speaks.
+    for bit in range((number - 1).bit_length() or 1 if number else 0):
+        for side in (0, 1):
+            silent = suspects & (ranks.bitwise_right_shift(bit).bitwise_and(1) == side)
+            mask = silent.reshape(silent.shape + (1,) * unit_dims)
+            leak = torch.where(mask, at.pull(gaussian().masked_fill(mask, 0.0)), 0.0).nan_to_num(0.0, 0.0, 0.0).abs()
+            if leak.any():
+                first = tuple(int(i) for i in _per_unit(leak != 0, unit_dims).nonzero()[0])
+                return first, leak[first].max().item()
+    return None
+
+
+def find_wrong_entries(at: Linearized, assembled: Assembled) -> tuple[tuple[int, ...], float, float] | None:
+    """Compare J from the user's formula with the J of autograd, through one Gaussian cotangent.
+
+    Returns:
+        The index of the first element of `J^T u` that differs, its value by autograd and by the formula; None if
+        none does.
+    """
+    generator = torch.Generator(at.y.device).manual_seed(0)
+    u = torch.randn(at.y.shape, generator=generator, device=at.y.device, dtype=torch.float32).to(at.y.dtype)
+    by_autograd, by_formula = at.pull(u), assembled.transposed_times(u)
+    # Two formulas for one derivative agree to rounding, times whatever cancels in one of them: half of the digits
+    # are granted.
+    loose = assembled.rounding(u) / torch.finfo(u.dtype).eps ** 0.5
+    wrong = (by_autograd - by_formula).abs() > loose
+    if not wrong.any():
+        return None
+    first = tuple(int(i) for i in wrong.nonzero()[0])
+    return first, by_autograd[first].item(), by_formula[first].item()
+
+
+def _per_unit(mask: Tensor, unit_dims: int) -> Tensor:
+    return mask.flatten(-unit_dims).any(-1) if unit_dims else mask

@@ -1,0 +1,5 @@
+"""What torch.linalg lacks: factorisations whose solves are differentiable to any order and share one LU."""
+
+from backsolve.linalg.lu import LU
+
+__all__ = ["LU"]
