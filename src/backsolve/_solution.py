@@ -177,12 +177,11 @@ def residual_error(
     first = first_index(check.failed)
     noun = "event" if event_dim else "element"
     numbers = f"x = {_show(target[first])}, y = g(x) = {_show(y[first])}, f(y) = {_show(z[first])}"
-    got = (
-        f"{errors.count(int(check.failed.sum()), check.failed.numel(), noun)} differ, the first at index {first}: {numbers}, "
-        f"|f(y) - x| = {check.residual[first].item():.3g}"
-    )
     step = math.nan if check.step is None else check.step[first].item()
-    got += f", and a Newton step would move y by {step:.3g}"
+    got = (
+        f"{errors.count(int(check.failed.sum()), check.failed.numel(), noun)} differ, the first at index {first}: "
+        f"{numbers}, |f(y) - x| = {check.residual[first].item():.3g}, a Newton step would move y by {step:.3g}"
+    )
     criterion = (
         f"|f(y) - x| <= {rtol:.2g} max(|x|, |f(y)|), or a Newton step of at most {rtol:.2g} |y| + atol, per {noun}"
     )
@@ -190,24 +189,22 @@ def residual_error(
 
 
 def _remedy(check: Check, y: Tensor, x: Tensor, z: Tensor, event_dim: int) -> str:
-    mask = check.failed.reshape(check.failed.shape + (1,) * event_dim).expand_as(z)
-    difference = (z - x).detach()[mask]
     for name, period in _PERIODS.items():
-        turns = difference / period
-        if turns.abs().amin() > 0.5 and ((turns - turns.round()).abs() < 1e-4).all():
+        turns = ((z - x).detach() / period)[check.failed].reshape(int(check.failed.sum()), -1)  # (failed, event)
+        whole = (turns - turns.round()).abs() < 1e-4
+        if whole.all() and (turns.round() != 0).any(1).all():
             return (
-                f"the differences are whole multiples of {name}: f(y) and x agree up to a period. Reduce x to the principal "
-                f"period before the call, or let g return the y of the same revolution as x"
+                f"the differences are whole multiples of {name}: f(y) and x agree up to a period. Reduce x to the "
+                "principal period before the call, or let g return the y of the same revolution as x"
             )
-    y_norm = event_norm(y, event_dim)
-    if check.step is not None and bool((check.step <= 0.1 * y_norm)[check.failed].all()):
+    if check.step is not None and bool((check.step <= 0.1 * event_norm(y, event_dim))[check.failed].all()):
         return (
-            "g is close but not exact: refine=5 polishes y with up to 5 Newton steps; or tighten g's own tolerance, or accept "
-            "its error with residual_tol=(rtol, atol)"
+            "g is close but not exact: refine=5 polishes y with up to 5 Newton steps; or tighten g's own tolerance, "
+            "or accept its error with residual_tol=(rtol, atol)"
         )
     return (
-        "check that f is the inverse of g, with the same arguments in the same order and units, and that g has converged; "
-        'on_failure="nan" keeps the good events'
+        "check that f is the inverse of g, with the same arguments in the same order and units, and that g has "
+        'converged; on_failure="nan" keeps the good events'
     )
 
 

@@ -226,16 +226,14 @@ def no_dependence(call: str) -> StructureError:
 def coupled(call: str, noun: str, index: tuple[int, ...], leak: float) -> StructureError:
     """The probe found that f mixes what was declared independent."""
     declared = "elementwise" if noun == "element" else "independent across the batch"
+    hint = ", or declare jacobian=Dense()" if noun == "element" else " (batch normalisation couples a whole batch)"
     return StructureError(
         document(
             call,
             f"f is not {declared}.",
             expected=f"each {noun} of f(y) to depend on the same {noun} of y only",
             got=f"{noun} {index} of y changes another {noun} of f(y): the probe found {leak:.3g} where it must find 0",
-            remedy="raise event_dim to the number of rightmost dimensions that f mixes"
-            + (
-                ", or declare jacobian=Dense()" if noun == "element" else " (batch normalisation couples a whole batch)"
-            ),
+            remedy="raise event_dim to the number of rightmost dimensions that f mixes" + hint,
         )
     )
 
