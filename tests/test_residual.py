@@ -95,6 +95,21 @@ def test_the_message_mentions_a_period(turn: float, name: str) -> None:
         kepler(tensor(1.0, 1.5 * turn, -7.25 * turn))
 
 
+def test_the_message_mentions_a_period_after_refinement_too() -> None:
+    def f(y: Tensor) -> Tensor:
+        return y - 0.5 * torch.sin(y)
+
+    def wrapped(x: Tensor) -> Tensor:
+        y = torch.remainder(x, 2 * math.pi)
+        turn = x - y
+        for _ in range(60):
+            y = y - (f(y) + turn - x) / (1 - 0.5 * torch.cos(y))
+        return y
+
+    with pytest.raises(errors.ResidualError, match="whole multiples of 2 pi"):
+        inverse(f, wrapped, refine=1)(tensor(1.0, 70.0))
+
+
 def test_a_sloppy_solver_is_told_to_refine() -> None:
     def sloppy(x: Tensor) -> Tensor:
         return torch.asin(x) + 1e-4
