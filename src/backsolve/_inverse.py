@@ -71,7 +71,7 @@ class Inverse:
 
         The first group of event dimensions counts the elements of y, the second those of x.
         """
-        return _made_of_jacobian(self._problem.rule, self._run(x, params, kwargs), lambda j: j.inverse(), 2)
+        return _eagerly(_made_of_jacobian)(self._problem.rule, self._run(x, params, kwargs), lambda j: j.inverse(), 2)
 
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self._options.items() if value != _DEFAULTS[name])
@@ -94,10 +94,10 @@ class Inverse:
         if has_torch_function_unary(x):
             x = x.view_as(x)
             arguments.through_modes()
-        return solve(self._problem, x, arguments, report=report)
+        return _eagerly(solve)(self._problem, x, arguments, report=report)
 
     def _log_det(self, solved: Solved) -> Tensor:
-        return _made_of_jacobian(self._problem.rule, solved, lambda j: -j.log_abs_det(), 0)
+        return _eagerly(_made_of_jacobian)(self._problem.rule, solved, lambda j: -j.log_abs_det(), 0)
 
 
 class ImplicitFunction:
@@ -129,7 +129,7 @@ class ImplicitFunction:
         _check_call(self._problem, None, arguments)
         if has_torch_function(arguments.tensors):
             arguments.through_modes()
-        return solve(self._problem, None, arguments, report=report)
+        return _eagerly(solve)(self._problem, None, arguments, report=report)
 
 
 def inverse(
@@ -330,6 +330,11 @@ def _made_of_jacobian(rule: Rule, solved: Solved, make: Callable[[Assembled], Te
         at = linearize_connected(solved.forward, solved.y)
     assembled = rule.assemble(at)
     return rule.spoil_singular(assembled, make(assembled), rule.event_dim * event_groups)
+
+
+def _eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Under torch.compile, a graph break around the function: what walks autograd graphs must not be traced."""
+    return torch.compiler.disable(function) if torch.compiler.is_compiling() else function
 
 
 def _solution(solved: Solved, log_abs_det: Callable[[], Tensor] | None) -> Solution:
