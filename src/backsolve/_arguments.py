@@ -33,3 +33,11 @@ class Arguments:
         replacements = iter(tensors)
         leaves = [next(replacements) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
         return pytree.tree_unflatten(leaves, self._structure)
+
+    def through_modes(self) -> None:
+        """Pass each tensor through the active torch function modes, as any torch function would.
+
+        Inside the f of another inverse such a mode puts other tensors in the place of those that f closes over; an
+        autograd.Function would not notice.
+        """
+        self.tensors = tuple(t.view_as(t) for t in self.tensors)

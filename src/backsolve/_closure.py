@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
-from torch.overrides import TorchFunctionMode
+from torch.autograd.graph import Node, get_gradient_edge
+from torch.overrides import TorchFunctionMode, has_torch_function_unary
 
 from backsolve import errors
 from backsolve._torch import LEAF_NODE, sequence_number
@@ -51,7 +51,7 @@ class Reached:
                 continue
             seen.add(mark)
             if leaf:
-                self.leaves.append(getattr(node, "variable"))  # noqa: B009
+                self.leaves.append(getattr(node, "variable"))
             elif outside:
                 self.foreign.append((node, output))
             else:
@@ -144,9 +144,11 @@ def find_captures(
     """
     reached = Reached(value, since)
     own, overlapping = _closed_over(reached, known)
-    if not overlapping:
+    # Under another mode a leaf may itself be what that mode puts in the place of a tensor, which f reads again without it.
+    replaceable = [get_gradient_edge(t)[:2] for t in own] if has_torch_function_unary(value) else []
+    if not overlapping and not replaceable:
         return value, [Capture(leaf, None) for leaf in own], own, reached.meets(known[0])
-    mode = Capturing(overlapping)
+    mode = Capturing([*overlapping, *replaceable])
     since = sequence_number()
     with mode:
         value = evaluate()
@@ -168,7 +170,7 @@ def _closed_over(reached: Reached, known: Sequence[Tensor]) -> tuple[list[Tensor
         if id(leaf) in given:
             continue
         if leaf._backward_hooks:  # autograd.grad would run them on our inner gradient, and once more on the final one
-            overlapping.append(torch.autograd.graph.get_gradient_edge(leaf)[:2])
+            overlapping.append(get_gradient_edge(leaf)[:2])
         else:
             own.append(leaf)
     return own, overlapping

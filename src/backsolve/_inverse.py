@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function, has_torch_function_unary
 
 from backsolve import errors
 from backsolve._arguments import Arguments
@@ -89,6 +90,9 @@ class Inverse:
     def _run(self, x: Tensor, params: tuple[Any, ...], kwargs: dict[str, Any], report: bool = False) -> Solved:
         arguments = Arguments(params, kwargs)
         _check_call(self._problem, x, arguments)
+        if has_torch_function_unary(x):
+            x = x.view_as(x)
+            arguments.through_modes()
         return solve(self._problem, x, arguments, report=report)
 
     def _log_det(self, solved: Solved) -> Tensor:
@@ -122,6 +126,8 @@ class ImplicitFunction:
     def _run(self, params: tuple[Any, ...], kwargs: dict[str, Any], report: bool = False) -> Solved:
         arguments = Arguments(params, kwargs)
         _check_call(self._problem, None, arguments)
+        if has_torch_function(arguments.tensors):
+            arguments.through_modes()
         return solve(self._problem, None, arguments, report=report)
 
 

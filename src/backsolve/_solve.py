@@ -21,6 +21,7 @@ from backsolve._solution import (
     obviously_solved,
     residual_error,
 )
+from backsolve._torch import weights_are_cached
 from backsolve.solvers.foreign import Solver, to_tensor
 
 
@@ -92,7 +93,7 @@ def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward
     detached = [t.detach() for t in given]
     versions = [None if t.is_inference() else t._version for t in given]
     args, kwargs = arguments.rebuild(detached if x is None else detached[1:])
-    with torch.no_grad():
+    with torch.set_grad_enabled(torch.is_grad_enabled() and weights_are_cached()):
         result = problem.solver(*args, **kwargs) if x is None else problem.solver(detached[0], *args, **kwargs)
     for i, (t, version) in enumerate(zip(given, versions, strict=True)):
         if version is not None and t._version != version:
@@ -136,9 +137,8 @@ def _check_broadcast(problem: Problem, forward: Forward, y: Tensor, x: Tensor) -
         small = y[(0,) * extra]
         for dim, n in enumerate(x.shape):
             small = small.narrow(dim, 0, n)
-        with torch.no_grad():
-            args, kwargs = forward.arguments.rebuild(forward.arguments.tensors)
-            z = problem.f(small, *args, **kwargs)
+        args, kwargs = forward.arguments.rebuild(forward.arguments.tensors)
+        z = problem.f(small, *args, **kwargs)
         fits = isinstance(z, Tensor) and z.shape == y.shape
     if not fits:
         raise errors.bad_solver_output(

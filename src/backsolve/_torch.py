@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.nn.utils import parametrize
 
 _C: Any = torch._C  # its submodules have no stubs
 
@@ -30,3 +31,8 @@ def active_transform() -> str | None:
     if forward_ad._current_level >= 0:
         return "torch.autograd.forward_ad dual level"
     return None
+
+
+def weights_are_cached() -> bool:
+    """Whether `torch.nn.utils.parametrize.cached()` is active: a weight first computed without a graph would stay so."""
+    return parametrize._cache_enabled > 0
