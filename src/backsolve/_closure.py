@@ -8,7 +8,7 @@ overlap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode, has_torch_function_unary
 
 from backsolve import errors
-from backsolve._torch import LEAF_NODE, sequence_number
+from backsolve._torch import LEAF_NODE, is_functorch_wrapped, sequence_number
 
 Edge = tuple[Node, int]
 
@@ -77,6 +77,34 @@ class Capture:
         self.read = read
 
 
+class Recording(TorchFunctionMode):
+    """While active, keeps every tensor that torch functions are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[int, Tensor] = {}  # alive, so that no id is used twice
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in _tensors((args, kwargs)):
+            self.seen[id(tensor)] = tensor
+        return func(*args, **(kwargs or {}))
+
+    def captures(self, edges: Iterable[Edge]) -> list[Capture]:
+        """Those whose graph starts at one of the edges.
+
+        A view is taken of each, under the modes outside of this one. Inside the f of another Inverse that is a view of
+        what the other one replaces the tensor with; the graph of the view leads on to the edge.
+        """
+        wanted = set(edges)
+        found = []
+        for tensor in self.seen.values():
+            if tensor.requires_grad and not is_functorch_wrapped(tensor):
+                view = tensor.view_as(tensor)
+                if view.grad_fn is not None and view.grad_fn.next_functions[0] in wanted:
+                    found.append(Capture(view, tensor))
+        return found
+
+
 class Replacing(TorchFunctionMode):
     """While active, torch functions see other tensors in the place of some, by identity."""
 
@@ -85,45 +113,27 @@ class Replacing(TorchFunctionMode):
         self.replacements = replacements
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*self.replace(args), **self.replace(kwargs or {}))
+        return func(*self._replace(args), **self._replace(kwargs or {}))
 
-    def replace(self, value: Any) -> Any:
-        """Swap tensors in arbitrarily nested tuples, lists and dicts."""
+    def _replace(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self.replacements.get(id(value), value)
         if type(value) in (tuple, list):
-            return type(value)(self.replace(v) for v in value)
+            return type(value)(self._replace(v) for v in value)
         if type(value) is dict:
-            return {k: self.replace(v) for k, v in value.items()}
+            return {k: self._replace(v) for k, v in value.items()}
         return value
 
 
-class Capturing(Replacing):
-    """Replaces the tensors behind the given edges by fresh leaves when it meets them, and keeps them as captures."""
-
-    def __init__(self, edges: Iterable[Edge]) -> None:
-        super().__init__({})
-        self.edges = set(edges)
-        self.captures: list[Capture] = []
-        self.seen: dict[int, Tensor] = {}  # keeps every examined tensor alive, so that no id is used twice
-
-    def replace(self, value: Any) -> Any:
-        if isinstance(value, Tensor) and id(value) not in self.seen:
-            self.seen[id(value)] = value
-            self._examine(value)
-        return super().replace(value)
-
-    def _examine(self, tensor: Tensor) -> None:
-        if not tensor.requires_grad:
-            return
-        # A view is taken under the modes outside of this one, so inside the f of another Inverse it is a view of
-        # what that one replaces the tensor with. Its graph leads to the tensor's own edge.
-        with torch.enable_grad():
-            alias = tensor.view_as(tensor)
-        source = alias.grad_fn.next_functions[0] if alias.grad_fn is not None else None
-        if source in self.edges:
-            self.captures.append(Capture(alias, tensor))
-            self.replacements[id(tensor)] = tensor.detach().requires_grad_()
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in arbitrarily nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif type(value) in (tuple, list):
+        for v in value:
+            yield from _tensors(v)
+    elif type(value) is dict:
+        yield from _tensors(tuple(value.values()))
 
 
 def find_captures(
@@ -132,33 +142,40 @@ def find_captures(
     """Find what f closes over, given one evaluation of it, and evaluate it again if something must be replaced.
 
     Args:
-        evaluate: runs f with grad mode on.
+        evaluate: runs f; called with grad mode on.
         value: what it returned.
         since: the autograd sequence number before it ran.
         known: the leaves that f was given, y first.
         call: how messages name the call.
 
     Returns:
-        The value whose graph to use, the captures, the leaf of that graph that stands for each, and whether it leads
-        to y.
+        The value whose graph to use, the captures, the leaf of that graph that stands for each, and whether the graph
+        leads to y.
     """
     reached = Reached(value, since)
     own, overlapping = _closed_over(reached, known)
-    # Under another mode a leaf may itself be what that mode puts in the place of a tensor, which f reads again without it.
+    # Under another mode a leaf may itself be what that mode puts in the place of a tensor; later f runs without it.
     replaceable = [get_gradient_edge(t)[:2] for t in own] if has_torch_function_unary(value) else []
     if not overlapping and not replaceable:
         return value, [Capture(leaf, None) for leaf in own], own, reached.meets(known[0])
-    mode = Capturing([*overlapping, *replaceable])
+    with Recording() as recording:
+        evaluate()
+    replaced = recording.captures([*overlapping, *replaceable])
+    stand_ins = [c.tensor.detach().requires_grad_() for c in replaced]
     since = sequence_number()
-    with mode:
+    with Replacing(replacements(replaced, stand_ins)):
         value = evaluate()
-    stand_ins = [mode.replacements[id(c.read)] for c in mode.captures]
     reached = Reached(value, since)
     own, overlapping = _closed_over(reached, [*known, *stand_ins])
     if overlapping:
         raise errors.untraceable(call, _name(overlapping[0]))
-    captures = [*(Capture(leaf, None) for leaf in own), *mode.captures]
+    captures = [*(Capture(leaf, None) for leaf in own), *replaced]
     return value, captures, [*own, *stand_ins], reached.meets(known[0])
+
+
+def replacements(captures: Sequence[Capture], stand_ins: Sequence[Tensor]) -> dict[int, Tensor]:
+    """What f shall see in the place of the captured tensors that are replaced."""
+    return {id(c.read): t for c, t in zip(captures, stand_ins, strict=True) if c.read is not None}
 
 
 def _closed_over(reached: Reached, known: Sequence[Tensor]) -> tuple[list[Tensor], list[Edge]]:

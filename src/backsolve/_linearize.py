@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from backsolve import errors
 from backsolve._arguments import Arguments
-from backsolve._closure import Capture, Reached, Replacing, find_captures
+from backsolve._closure import Capture, Reached, Replacing, find_captures, replacements
 from backsolve._torch import sequence_number
 
 
@@ -168,11 +168,6 @@ def gradients(
         )
     )
     return [next(found) if t is not None and t.requires_grad else None for t in leaves]
-
-
-def replacements(captures: Sequence[Capture], stand_ins: Sequence[Tensor]) -> dict[int, Tensor]:
-    """What f shall see in the place of the captured tensors that are replaced."""
-    return {id(c.read): t for c, t in zip(captures, stand_ins, strict=True) if c.read is not None}
 
 
 def linearize(forward: Forward, y: Tensor) -> Linearization:

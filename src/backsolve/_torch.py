@@ -33,6 +33,11 @@ def active_transform() -> str | None:
     return None
 
 
+def is_functorch_wrapped(tensor: torch.Tensor) -> bool:
+    """Whether a tensor belongs to a level of torch.func."""
+    return _C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def weights_are_cached() -> bool:
     """Whether `torch.nn.utils.parametrize.cached()` is active: a weight first computed without a graph would stay so."""
     return parametrize._cache_enabled > 0
