@@ -22,7 +22,7 @@ from torch.autograd.graph import get_gradient_edge
 from backsolve import errors
 from backsolve._linearize import Linearization, gradients, relinearize
 from backsolve._solution import OnFailure, first_index, handle_failure
-from backsolve._torch import graph_is_kept
+from backsolve._torch import graph_is_kept, wanted_gradients
 from backsolve.jacobians import Assembled, Jacobian, find_coupling, find_wrong_entries
 
 Gradients = list[Tensor | None]
@@ -66,7 +66,7 @@ class Rule:
     def _verify(self, at: Linearization, assembled: Assembled) -> bool:
         """Probe the declared structure; True if the probe could have found a fault."""
         unit_dims = self.event_dim if self.jacobian.unit_dims is None else self.jacobian.unit_dims
-        if getattr(self.jacobian, "entries", None) is not None and at.depends_on_y:
+        if self.jacobian.entries is not None and at.depends_on_y:
             wrong = find_wrong_entries(at, assembled)
             if wrong is not None:
                 raise errors.wrong_entries(self.call, *wrong)
@@ -94,6 +94,8 @@ def attach(rule: Rule, at: Linearization, y: Tensor, x: Tensor | None) -> Tensor
         y: the solution, without a graph; the result shares its storage.
         x: `f(y)`, of the shape of y; None for an implicit function.
     """
+    if not at.depends_on_y and rule.jacobian.entries is None:
+        raise errors.no_dependence(rule.call)
     tensors = (*at.forward.arguments.tensors, *(c.tensor for c in at.captures))
     return _Implicit.apply(rule, at, [y], x, *tensors)
 
@@ -103,24 +105,22 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rule: Rule, at: Linearization, y: list[Tensor], x: Tensor | None, *tensors: Tensor) -> Tensor:
-        ctx.rule, ctx.at = rule, at
-        output = (
-            y.pop()
-        )  # taken out of its list, so that it reaches autograd as a new tensor, and no cycle keeps it alive
+        ctx.rule, ctx.at, ctx.has_x = rule, at, x is not None
+        output = y.pop()  # from its list: autograd sees a new tensor, and ctx does not hold it in a cycle
         ctx.save_for_backward(output, *tensors)
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         y, *tensors = ctx.saved_tensors  # also autograd's test for changes in place
-        needs_x, *wanted = ctx.needs_input_grad[3:]
+        wanted = wanted_gradients(ctx)[ctx.has_x :]
         if torch.is_grad_enabled():
             w, *others = _differentiable_vjp(ctx.rule, ctx.at, y, grads[0], tensors, wanted)
         else:
             w, *others = vjp(ctx.rule, ctx.at, grads[0], wanted)
         if not graph_is_kept():
             ctx.at = None
-        return None, None, None, w if needs_x else None, *others
+        return None, None, None, w if ctx.has_x else None, *others
 
 
 def _differentiable_vjp(

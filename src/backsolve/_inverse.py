@@ -71,7 +71,7 @@ class Inverse:
 
         The first group of event dimensions counts the elements of y, the second those of x.
         """
-        return _made_of_jacobian(self._problem.rule, self._run(x, params, kwargs), Assembled.inverse, 2)
+        return _eagerly(_made_of_jacobian)(self._problem.rule, self._run(x, params, kwargs), lambda j: j.inverse(), 2)
 
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self._options.items() if value != _DEFAULTS[name])
@@ -89,14 +89,15 @@ class Inverse:
 
     def _run(self, x: Tensor, params: tuple[Any, ...], kwargs: dict[str, Any], report: bool = False) -> Solved:
         arguments = Arguments(params, kwargs)
+        _check_x(self._problem, x)
         _check_call(self._problem, x, arguments)
         if has_torch_function_unary(x):
             x = x.view_as(x)
             arguments.through_modes()
-        return solve(self._problem, x, arguments, report=report)
+        return _eagerly(solve)(self._problem, x, arguments, report=report)
 
     def _log_det(self, solved: Solved) -> Tensor:
-        return _made_of_jacobian(self._problem.rule, solved, lambda j: -j.log_abs_det(), 0)
+        return _eagerly(_made_of_jacobian)(self._problem.rule, solved, lambda j: -j.log_abs_det(), 0)
 
 
 class ImplicitFunction:
@@ -128,7 +129,7 @@ class ImplicitFunction:
         _check_call(self._problem, None, arguments)
         if has_torch_function(arguments.tensors):
             arguments.through_modes()
-        return solve(self._problem, None, arguments, report=report)
+        return _eagerly(solve)(self._problem, None, arguments, report=report)
 
 
 def inverse(
@@ -306,19 +307,21 @@ def _check_event_dims(dims: ParamEventDims) -> None:
         )
 
 
-def _check_call(problem: Problem, x: Tensor | None, arguments: Arguments) -> None:
-    """Refuse what cannot be inverted before any work is done."""
-    if transform := active_transform():
-        raise errors.unsupported_transform(problem.call, transform)
-    if x is None:
-        return
+def _check_x(problem: Problem, x: Any) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise errors.bad_input(problem.call, x)
     if x.dim() < problem.rule.event_dim:
         raise errors.too_few_dimensions(problem.call, x.shape, problem.rule.event_dim)
+
+
+def _check_call(problem: Problem, x: Tensor | None, arguments: Arguments) -> None:
+    """Refuse what cannot be solved before any work is done."""
+    if transform := active_transform():
+        raise errors.unsupported_transform(problem.call, transform)
+    like = x if x is not None else next((t for t in arguments.tensors if t.dim()), None)
     for t in arguments.tensors:
-        if t.device != x.device and t.dim():
-            raise errors.mixed_devices(problem.call, x, t)
+        if like is not None and t.device != like.device and t.dim():
+            raise errors.mixed_devices(problem.call, like, t)
 
 
 def _made_of_jacobian(rule: Rule, solved: Solved, make: Callable[[Assembled], Tensor], event_groups: int) -> Tensor:
@@ -327,6 +330,11 @@ def _made_of_jacobian(rule: Rule, solved: Solved, make: Callable[[Assembled], Te
         at = linearize_connected(solved.forward, solved.y)
     assembled = rule.assemble(at)
     return rule.spoil_singular(assembled, make(assembled), rule.event_dim * event_groups)
+
+
+def _eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Under torch.compile, a graph break around the function: what walks autograd graphs must not be traced."""
+    return torch.compiler.disable(function) if torch.compiler.is_compiling() else function
 
 
 def _solution(solved: Solved, log_abs_det: Callable[[], Tensor] | None) -> Solution:

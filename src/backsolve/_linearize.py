@@ -105,9 +105,9 @@ class Linearization:
         return self._pull(v)
 
     def pull_many(self, vs: Tensor) -> Tensor:
-        """`J^T v` for a stack of cotangents: one vectorised backward pass, or one pass each where f has no vmap
-        rule.
-        """
+        """`J^T v` for a stack of cotangents in one vectorised pass, or in one each where f has no vmap rule."""
+        if not vs.numel():
+            return vs
         if vs.shape[0] == 1:
             return self.pull(vs[0])[None]
         try:
@@ -137,12 +137,15 @@ class Linearization:
         leaves = [t if w else None for t, w in zip(self.inputs, wanted, strict=True)]
         return gradients(self._output, leaves, [v])
 
-    def entries(self, known: Callable[..., Tensor]) -> Tensor:
+    def entries(self, known: Callable[..., Tensor], shape: torch.Size) -> Tensor:
         """The user's formula for J at this y, with the same replacements as f."""
         n_params = len(self.inputs) - len(self.captures)
         args, kwargs = self.forward.arguments.rebuild(self.inputs[:n_params])
         with Replacing(replacements(self.captures, self.inputs[n_params:])):
-            return known(self.y, *args, **kwargs)
+            found = known(self.y, *args, **kwargs)
+        if not isinstance(found, Tensor) or found.shape != shape or found.dtype != self.y.dtype:
+            raise errors.bad_entries(self.forward.call, shape, self.y.dtype, found)
+        return found
 
     def derivative_near(self, y: Tensor, v: Tensor) -> Tensor:
         """`J(y)^T v` at another y."""
@@ -184,9 +187,7 @@ def linearize(forward: Forward, y: Tensor) -> Linearization:
 
 
 def linearize_connected(forward: Forward, y: Tensor) -> Linearization:
-    """Evaluate f at a y that has a graph of its own, so that what is made of J there is a function of x and the
-    params.
-    """
+    """Evaluate f at a y with a graph of its own: what is made of J there is a function of x and the params."""
     y = y.view_as(y) if y.requires_grad else y.detach().requires_grad_()
     return Linearization(forward, y, forward(y, forward.arguments.tensors), forward.arguments.tensors)
 

@@ -169,9 +169,16 @@ _PERIODS = {"2 pi": 2 * math.pi, "pi": math.pi, "360": 360.0, "180": 180.0, "1":
 
 
 def residual_error(
-    call: str, check: Check, y: Tensor, x: Tensor | None, z: Tensor, event_dim: int, tolerance: Tolerance
+    call: str,
+    check: Check,
+    y: Tensor,
+    x: Tensor | None,
+    z: Tensor,
+    z_as_found: Tensor,
+    event_dim: int,
+    tolerance: Tolerance,
 ) -> errors.ResidualError:
-    """Say which events fail, by how much, and what would mend it."""
+    """Say which events fail, by how much, and what would mend it. `z_as_found` is f at what g returned, unrefined."""
     rtol = tolerance.relative(y.dtype)
     target = torch.zeros_like(z) if x is None else x
     first = first_index(check.failed)
@@ -185,7 +192,7 @@ def residual_error(
     criterion = (
         f"|f(y) - x| <= {rtol:.2g} max(|x|, |f(y)|), or a Newton step of at most {rtol:.2g} |y| + atol, per {noun}"
     )
-    return errors.residual_failed(call, criterion, got, _remedy(check, y, target, z, event_dim))
+    return errors.residual_failed(call, criterion, got, _remedy(check, y, target, z_as_found, event_dim))
 
 
 def _remedy(check: Check, y: Tensor, x: Tensor, z: Tensor, event_dim: int) -> str:

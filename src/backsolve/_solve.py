@@ -22,6 +22,7 @@ from backsolve._solution import (
     residual_error,
 )
 from backsolve._torch import weights_are_cached
+from backsolve.errors import ResidualError
 from backsolve.solvers.foreign import Solver, to_tensor
 
 
@@ -68,6 +69,7 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
     if x is not None and x.shape != y.shape:
         x = x.expand(y.shape)
     target = None if x is None else x.detach()
+    found = y
     if problem.refine:
         y = refine(problem, forward, y, target)
     at = _linearize_if_needed(forward, y, x)
@@ -82,7 +84,7 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
             verdict.failed,
             problem.rule.event_dim,
             result,
-            lambda: residual_error(problem.call, verdict, y, target, value, problem.rule.event_dim, problem.tolerance),
+            lambda: _residual_error(problem, forward, verdict, found, y, target, value),
         )
     return Solved(result, forward, check[0] if check else None)
 
@@ -171,6 +173,14 @@ def _check(
         return _newton_step(problem, linearize(forward, y) if at is None else at, x)
 
     return check_residual(y, x, z, problem.rule.event_dim, problem.tolerance, newton_step), z
+
+
+def _residual_error(
+    problem: Problem, forward: Forward, check: Check, found: Tensor, y: Tensor, x: Tensor | None, z: Tensor
+) -> ResidualError:
+    # A y on the wrong revolution is off by a whole period as g found it, and by anything once Newton has moved it.
+    as_found = z if found is y else forward.value(found)
+    return residual_error(problem.call, check, y, x, z, as_found, problem.rule.event_dim, problem.tolerance)
 
 
 @torch.no_grad()

@@ -24,6 +24,22 @@ def graph_is_kept() -> bool:
     return _C._autograd._get_current_graph_task_keep_graph()
 
 
+def wanted_gradients(node: Any) -> list[bool]:
+    """For each tensor that went into a custom Function: whether the running backward pass will use its gradient.
+
+    `ctx.needs_input_grad` only says which inputs require one; computing the others costs time, and raises where torch
+    has no such derivative.
+    """
+    return [following is not None and _will_execute(following) for following, _ in node.next_functions]
+
+
+def _will_execute(node: Any) -> bool:
+    try:
+        return _C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf named in autograd.grad(..., inputs): the query does not support it, but it is wanted
+        return True
+
+
 def active_transform() -> str | None:
     """The name of a torch transform around this call, if there is one."""
     if _C._functorch.peek_interpreter_stack() is not None:
@@ -39,5 +55,5 @@ def is_functorch_wrapped(tensor: torch.Tensor) -> bool:
 
 
 def weights_are_cached() -> bool:
-    """Whether `torch.nn.utils.parametrize.cached()` is active: a weight first computed without a graph would stay so."""
+    """Whether `parametrize.cached()` is active: a weight that is first computed without a graph would stay so."""
     return parametrize._cache_enabled > 0

@@ -238,6 +238,19 @@ def coupled(call: str, noun: str, index: tuple[int, ...], leak: float) -> Struct
     )
 
 
+def bad_entries(call: str, shape: Sequence[int], dtype: Any, got: Any) -> ForwardOutputError:
+    """The user's formula for the entries of J returned something that cannot be them."""
+    return ForwardOutputError(
+        document(
+            call,
+            "the function entries returned something that cannot be J.",
+            expected=f"a tensor of shape {tuple(shape)} and dtype {dtype}",
+            got=describe(got),
+            remedy="return one derivative for each element of y (Diagonal), or one matrix for each event (Dense)",
+        )
+    )
+
+
 def wrong_entries(call: str, index: tuple[int, ...], by_autograd: float, by_formula: float) -> StructureError:
     """The entries of J that the user gave are not the derivative of f."""
     return StructureError(

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 Entries = Callable[..., Tensor]  # entries(y, *params, **kwargs) -> the known entries of J
@@ -30,8 +31,8 @@ class Linearized(Protocol):
         """`J^T v` for a stack of cotangents, shape `(k, *batch, *event)`."""
         ...
 
-    def entries(self, known: Entries) -> Tensor:
-        """Evaluate a user's formula for the entries of J at this y with the params of the call."""
+    def entries(self, known: Entries, shape: torch.Size) -> Tensor:
+        """Evaluate a user's formula for the entries of J at this y with the params of the call; check the shape."""
         ...
 
     def derivative_near(self, y: Tensor, v: Tensor) -> Tensor:
@@ -77,6 +78,9 @@ class Assembled(ABC):
 
 class Jacobian(ABC):
     """A claim about the structure of J."""
+
+    entries: Entries | None = None
+    """The entries of J where they are known; autograd finds them otherwise."""
 
     unit_dims: int | None = None
     """How many rightmost dimensions of y form one unit that no other unit influences; None: those of the event."""

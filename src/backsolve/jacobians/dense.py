@@ -45,7 +45,7 @@ class Dense(Jacobian):
         batch, event = _split(at.y, at.event_dim)
         n = math.prod(event)
         if self.entries is not None:
-            matrix = at.entries(self.entries).reshape(*batch, n, n)
+            matrix = at.entries(self.entries, batch + event + event).reshape(*batch, n, n)
         else:
             identity = torch.eye(n, dtype=at.y.dtype, device=at.y.device)
             cotangents = identity.reshape(n, *(1,) * len(batch), *event).expand(n, *batch, *event)

@@ -35,7 +35,7 @@ class Diagonal(Jacobian):
 
     def assemble(self, at: Linearized) -> Assembled:
         """One vector-Jacobian product, or none if the entries are known."""
-        diagonal = at.pull(torch.ones_like(at.y)) if self.entries is None else at.entries(self.entries)
+        diagonal = at.pull(torch.ones_like(at.y)) if self.entries is None else at.entries(self.entries, at.y.shape)
         return _DiagonalAt(diagonal, at)
 
 

@@ -1,0 +1,221 @@
+"""The residual test: what passes, what is refused, and what the message says."""
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.special
+import torch
+from torch import Tensor
+
+from backsolve import errors, implicit_function, inverse
+from backsolve.solvers import numpy_solver
+
+EPS = torch.finfo(torch.float64).eps
+
+
+def tensor(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.tensor(values, dtype=dtype)
+
+
+def test_wrong_y_is_refused_with_numbers_index_and_remedy() -> None:
+    wrong = inverse(torch.sin, lambda x: torch.asin(x) + torch.tensor([0.0, 0.0, 0.7], dtype=x.dtype))
+    with pytest.raises(errors.ResidualError) as caught:
+        wrong(tensor(0.1, 0.5, 0.6))
+    text = str(caught.value)
+    assert text.startswith("inverse(sin, <lambda>): f(g(x)) is not x.")
+    for part in (
+        "1 of 3 elements",
+        "index (2,)",
+        "x = 0.6",
+        "y = g(x) = 1.3435",
+        "f(y) = 0.974",
+        "remedy:",
+        "check that",
+    ):
+        assert part in text
+
+
+def test_x_equal_to_zero() -> None:
+    """cos(pi/2) is 6e-17, not 0: no relative test can pass, a Newton step can."""
+    arccos = inverse(torch.cos, torch.acos)
+    assert arccos(tensor(0.0)).item() == math.pi / 2
+    with pytest.raises(errors.ResidualError):
+        inverse(torch.cos, lambda x: torch.acos(x) + 1e-6)(tensor(0.0))
+
+
+def test_conditions_of_a_large_scale() -> None:
+    """c = 1e6 (y^2 - p): rounding leaves a residual of 1e-10 where the target is 0."""
+    p = torch.linspace(1.1, 2.9, 50, dtype=torch.float64)
+    root = implicit_function(lambda y, p: 1e6 * (y**2 - p), torch.sqrt)
+    residual = root.solve(p).residual
+    assert residual.max() > 1e-11, "the case must be one that a test without scale would refuse"
+    root(p)
+    with pytest.raises(errors.ResidualError):
+        implicit_function(lambda y, p: 1e6 * (y**2 - p), lambda p: p.sqrt() + 1e-6)(p)
+
+
+def test_wright_omega_near_zero() -> None:
+    """omega + log(omega) = x cancels near x = 0, and needs a relative test where omega is tiny."""
+    omega = inverse(lambda y: y + torch.log(y), scipy.special.wrightomega)
+    x = tensor(-700.0, -30.0, -1e-9, 0.0, 1e-17, 1e-9, 2.0).requires_grad_()
+    y = omega(x)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, y.detach() / (1 + y.detach()), rtol=8 * EPS, atol=0)
+    with pytest.raises(errors.ResidualError):
+        inverse(lambda y: y + torch.log(y), numpy_solver(lambda x: scipy.special.wrightomega(x) * (1 + 1e-5)))(x)
+
+
+def test_a_wrong_y_at_a_tiny_probability() -> None:
+    """p = 1e-300: y must be right relatively, although any tiny y passes an absolute test."""
+    quantile = inverse(lambda y: y**3, lambda p: p ** (1 / 3))
+    quantile(tensor(1e-300))
+    with pytest.raises(errors.ResidualError):
+        inverse(lambda y: y**3, lambda p: 2 * p ** (1 / 3))(tensor(1e-300))
+    with pytest.raises(errors.ResidualError):
+        inverse(lambda y: y, lambda p: 0.9 * p)(tensor(1e-300))
+
+
+def test_float32_passes_at_its_own_precision() -> None:
+    x = torch.linspace(-0.99, 0.99, 999)
+    inverse(torch.sin, np.arcsin)(x)
+    with pytest.raises(errors.ResidualError):
+        inverse(torch.sin, lambda x: torch.asin(x) * (1 + 1e-2))(x)
+    with pytest.raises(errors.ResidualError):  # seven digits would do in float32, not in float64
+        inverse(torch.sin, lambda x: torch.asin(x.float()).double())(x.double())
+
+
+@pytest.mark.parametrize(("turn", "name"), [(2 * math.pi, "2 pi"), (360.0, "360")])
+def test_the_message_mentions_a_period(turn: float, name: str) -> None:
+    """Kepler's equation whose solver wraps the mean anomaly."""
+    kepler = inverse(lambda y: y, lambda x: torch.remainder(x, turn))
+    with pytest.raises(errors.ResidualError, match=f"whole multiples of {name}: f\\(y\\) and x agree up to a period"):
+        kepler(tensor(1.0, 1.5 * turn, -7.25 * turn))
+
+
+def test_the_message_mentions_a_period_after_refinement_too() -> None:
+    def f(y: Tensor) -> Tensor:
+        return y - 0.5 * torch.sin(y)
+
+    def wrapped(x: Tensor) -> Tensor:
+        y = torch.remainder(x, 2 * math.pi)
+        turn = x - y
+        for _ in range(60):
+            y = y - (f(y) + turn - x) / (1 - 0.5 * torch.cos(y))
+        return y
+
+    with pytest.raises(errors.ResidualError, match="whole multiples of 2 pi"):
+        inverse(f, wrapped, refine=1)(tensor(1.0, 70.0))
+
+
+def test_a_sloppy_solver_is_told_to_refine() -> None:
+    def sloppy(x: Tensor) -> Tensor:
+        return torch.asin(x) + 1e-4
+
+    x = tensor(0.1, 0.5).requires_grad_()
+    with pytest.raises(errors.ResidualError, match="refine=5"):
+        inverse(torch.sin, sloppy)(x)
+    y = inverse(torch.sin, sloppy, refine=5)(x)
+    torch.testing.assert_close(y, torch.asin(x), rtol=4 * EPS, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(t.sum(), x)[0] for t in (y, torch.asin(x))), rtol=8 * EPS, atol=0)
+
+
+def test_refine_never_makes_a_float32_y_worse() -> None:
+    torch.manual_seed(0)
+    x = 1.98 * torch.rand(10_000) - 0.99
+    rounded = inverse(torch.sin, lambda x: torch.asin(x.double()).float(), refine=3)
+    plain = inverse(torch.sin, lambda x: torch.asin(x.double()).float())
+    residuals = [(inv.solve(x)).residual for inv in (rounded, plain)]
+    assert (residuals[0] <= residuals[1]).all()
+
+
+def test_refine_keeps_a_step_only_where_it_helps() -> None:
+    """From y = 1.39 Newton for arctan converges, from 3.0 it runs away: there y must stay as it was."""
+    start = tensor(1.0, 3.0)
+    inv = inverse(torch.atan, lambda x: start.clone(), refine=1, on_failure="ignore")
+    y = inv(tensor(0.0, 0.0))
+    assert abs(y[0]) < 1
+    assert y[1] == 3.0
+
+
+@pytest.mark.parametrize("tol", [1e-3, (1e-3, 0.0)])
+def test_tolerance_can_be_relaxed_and_tightened(tol: Any) -> None:
+    sloppy = inverse(torch.sin, lambda x: torch.asin(x) * (1 + 1e-5), residual_tol=tol)
+    sloppy(tensor(0.1, 0.5))
+    with pytest.raises(errors.ResidualError):
+        inverse(torch.sin, lambda x: torch.asin(x) * (1 + 1e-10), residual_tol=(1e-12, 0.0))(tensor(0.5))
+
+
+def test_infinite_tolerance_does_not_evaluate_f() -> None:
+    calls: list[int] = []
+
+    def f(y: Tensor) -> Tensor:
+        calls.append(1)
+        return torch.sin(y)
+
+    with torch.no_grad():
+        inverse(f, lambda x: x, residual_tol=math.inf)(tensor(0.5))
+        assert not calls
+        inverse(f, torch.asin)(tensor(0.5))
+        assert len(calls) == 1
+
+
+def test_events_are_judged_as_a_whole() -> None:
+    """A small component beside a large one is within the tolerance of its event, not of itself."""
+    y_error = tensor(0.0, 1e-9)
+    x = tensor(1.0, 1e-6)
+    inverse(lambda y: y, lambda x: x + y_error, event_dim=1)(x)
+    with pytest.raises(errors.ResidualError, match=r"1 of 2 elements differ, the first at index \(1,\)"):
+        inverse(lambda y: y, lambda x: x + y_error)(x)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_y_that_is_not_finite_is_refused(value: float) -> None:
+    with pytest.raises(errors.ResidualError):
+        inverse(torch.sin, lambda x: torch.full_like(x, value))(tensor(0.5, 0.2))
+
+
+def test_infinity_solves_infinity() -> None:
+    assert inverse(torch.log, torch.exp)(tensor(math.inf, 1.0))[0] == math.inf
+
+
+def test_dropout_inside_f_is_noticed() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(errors.ResidualError):
+        inverse(torch.nn.Dropout(0.5), lambda x: x)(torch.rand(100, dtype=torch.float64) + 1)
+
+
+def failing(on_failure: Any) -> Any:
+    """y = x / a, wrong in the second element; f(y) = a y."""
+    return inverse(lambda y, a: a * y, lambda x, a: x / a + tensor(0.0, 0.1, 0.0), on_failure=on_failure)
+
+
+def test_nan_spoils_only_the_failed_events_in_value_and_every_gradient() -> None:
+    x, a = tensor(1.0, 2.0, 3.0).requires_grad_(), tensor(2.0, 4.0, 5.0).requires_grad_()
+    y = failing("nan")(x, a)
+    by_x, by_a = torch.autograd.grad((y**2).sum(), (x, a), create_graph=True)
+    by_xx, by_xa = torch.autograd.grad(by_x.sum(), (x, a), create_graph=True)
+    exact = (x / a, 2 * x / a**2, -2 * x**2 / a**3, 2 / a**2, -4 * x / a**3)
+    for actual, right in zip((y, by_x, by_a, by_xx, by_xa), exact, strict=True):
+        assert actual.isnan().tolist() == [False, True, False]
+        torch.testing.assert_close(actual[::2], right[::2], rtol=8 * EPS, atol=0)
+
+
+def test_warn_and_ignore_keep_the_value() -> None:
+    x, a = tensor(1.0, 2.0, 3.0), tensor(2.0, 4.0, 5.0)
+    with pytest.warns(errors.BacksolveWarning, match="index \\(1,\\)"):
+        warned = failing("warn")(x, a)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ignored = failing("ignore")(x, a)
+    assert warned.tolist() == ignored.tolist() == [0.5, 0.6, 0.6]
+
+
+def test_solve_reports_every_event() -> None:
+    solution = failing("ignore").solve(tensor(1.0, 2.0, 3.0), tensor(2.0, 4.0, 5.0))
+    assert solution.converged.tolist() == [True, False, True]
+    torch.testing.assert_close(solution.residual, tensor(0.0, 0.4, 0.0), rtol=1e-14, atol=1e-15)
+    assert solution.iterations is None
+    assert failing("nan").solve(tensor(1.0, 2.0, 3.0), tensor(2.0, 4.0, 5.0)).y.isnan().tolist() == [False, True, False]

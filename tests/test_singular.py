@@ -1,0 +1,144 @@
+"""Where J has no inverse: which events are singular, what they do to the others, and what is no singularity."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from backsolve import errors, inverse
+from backsolve.linalg import LU
+
+EPS = torch.finfo(torch.float64).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("end", [1.0, -1.0])
+def test_arcsin_at_its_ends(dtype: torch.dtype, end: float) -> None:
+    """cos(asin(1)) is -4.4e-8 in float32: its inverse, -2.3e7, has the wrong sign and no right digit."""
+    x = torch.tensor([0.5, end], dtype=dtype, requires_grad=True)
+    y = inverse(torch.sin, np.arcsin)(x)
+    with pytest.raises(errors.SingularJacobianError) as caught:
+        y.sum().backward()
+    for part in ("inverse(sin, arcsin)", "1 of 2 elements singular", "index (1,)", "f'(y) = ", "on_failure"):
+        assert part in str(caught.value)
+
+
+def test_policies_for_a_singular_element() -> None:
+    x = torch.tensor([0.5, 1.0], requires_grad=True)
+    expected = 1 / math.sqrt(0.75)
+    y = inverse(torch.sin, np.arcsin, on_failure="nan")(x)
+    (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    assert slope.isnan().tolist() == [False, True]
+    assert torch.autograd.grad(slope.sum(), x)[0].isnan().tolist() == [False, True]
+    assert math.isclose(slope[0].item(), expected, rel_tol=1e-6)
+    y = inverse(torch.sin, np.arcsin, on_failure="warn")(x)
+    with pytest.warns(errors.BacksolveWarning, match="singular"):
+        y.sum().backward()
+
+
+def test_ignored_zero_derivative_is_infinite() -> None:
+    x = torch.tensor([0.0, 8.0], dtype=torch.float64, requires_grad=True)
+    inverse(lambda y: y**3, torch.sgn, on_failure="ignore")(x).sum().backward()
+    assert x.grad[0] == math.inf
+
+
+@pytest.mark.parametrize("y", [0.0, 1e-18, -1e-18, 3e-10])
+def test_a_small_y_is_no_singularity(y: float) -> None:
+    """log at 1: y is far smaller than x, yet f'(y) = e^y = 1 is exact."""
+    x = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    offset = torch.tensor([y, 0.0], dtype=torch.float64)
+    inverse(torch.exp, lambda x: torch.log(x) + offset)(x).sum().backward()
+    torch.testing.assert_close(x.grad, 1 / x.detach(), rtol=4e-10, atol=0)
+
+
+def test_float32_near_one() -> None:
+    x = torch.tensor([1 + 2**-23, 1 - 2**-24, 1.0], requires_grad=True)
+    inverse(torch.exp, np.log)(x).sum().backward()
+    torch.testing.assert_close(x.grad, 1 / x.detach(), rtol=4 * torch.finfo(torch.float32).eps, atol=0)
+
+
+def singular_in_the_middle(on_failure: str) -> tuple[Tensor, Tensor, Tensor]:
+    """y_1 y_2 = x_1, y_1 + y_2 = x_2: J is singular where y_1 = y_2."""
+
+    def f(y: Tensor) -> Tensor:
+        return torch.stack([y[..., 0] * y[..., 1], y.sum(-1)], -1)
+
+    y = torch.tensor([[1.0, 2.0], [0.3, 0.3], [4.0, 1.0]], dtype=torch.float64)
+    x = f(y).requires_grad_()
+    return x, inverse(f, lambda x: y.clone(), event_dim=1, on_failure=on_failure)(x), y
+
+
+def test_singular_dense_jacobian_is_refused() -> None:
+    _, y, _ = singular_in_the_middle("raise")
+    with pytest.raises(errors.SingularJacobianError) as caught:
+        y.sum().backward()
+    for part in ("1 of 3 events singular", "index (1,)", "singular values of J reach from 1.4", "remedy"):
+        assert part in str(caught.value)
+
+
+def test_a_singular_event_leaves_the_others_unharmed() -> None:
+    x, y, exact = singular_in_the_middle("nan")
+    v = torch.tensor([[1.0, 2.0], [1.0, 1.0], [-1.0, 0.5]], dtype=torch.float64)
+    (by_x,) = torch.autograd.grad(y, x, v, create_graph=True)
+    assert by_x.isnan().any(-1).tolist() == [False, True, False]
+    for i in (0, 2):
+        a, b = exact[i]
+        jacobian = torch.stack([torch.stack([b, a]), torch.ones(2, dtype=a.dtype)])
+        torch.testing.assert_close(by_x[i], torch.linalg.solve(jacobian.T, v[i]), rtol=16 * EPS, atol=0)
+    (second,) = torch.autograd.grad(by_x.sum(), x)
+    assert second.isnan().any(-1).tolist() == [False, True, False]
+
+
+def random_matrices(n: int, batch: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(batch, n, n, dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 64])
+def test_rounded_singular_matrices_are_found_and_scaled_good_ones_are_not(n: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(n)
+    good = random_matrices(n, 200, dtype)
+    condition = torch.linalg.cond(good.double())
+    good = good[condition < 0.01 / torch.finfo(dtype).eps]
+    rows, columns = (torch.exp(6 * torch.randn(len(good), *shape)).to(dtype) for shape in ((n, 1), (1, n)))
+    assert not LU(good).singular().any()
+    assert not LU(rows * good * columns).singular().any()
+    if n > 1:
+        u, s, v = torch.linalg.svd(random_matrices(n, 200, torch.float64))
+        s[:, -1] = 0
+        assert LU((u * s[:, None] @ v).to(dtype)).singular().all()
+    broken = good.clone()
+    broken[3] = 0
+    broken[5, 0, 0] = math.nan
+    assert LU(broken).singular().nonzero().flatten().tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_lu_is_differentiable_to_second_order(transposed: bool) -> None:
+    torch.manual_seed(0)
+    a = (torch.randn(2, 3, 3, dtype=torch.float64) + 3 * torch.eye(3)).requires_grad_()
+    b = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
+    solve = lambda a, b: LU(a).solve(b, transposed=transposed)  # noqa: E731
+    torch.testing.assert_close((a.mT if transposed else a) @ solve(a, b), b, rtol=1e-13, atol=1e-13)
+    assert torch.autograd.gradcheck(solve, (a, b))
+    assert torch.autograd.gradgradcheck(solve, (a, b))
+    log_abs_det = lambda a: LU(a).log_abs_det()  # noqa: E731
+    torch.testing.assert_close(log_abs_det(a), torch.linalg.slogdet(a)[1], rtol=1e-13, atol=1e-13)
+    assert torch.autograd.gradcheck(log_abs_det, (a,))
+    assert torch.autograd.gradgradcheck(log_abs_det, (a,))
+
+
+@pytest.mark.parametrize("condition", [1e3, 1e8])
+def test_ill_conditioned_gradients_are_as_good_as_lu(condition: float) -> None:
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(5, 8, 8, dtype=torch.float64))
+    a = u * torch.logspace(0, -math.log10(condition), 8, dtype=torch.float64) @ v
+    x = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    y = inverse(lambda y: (a @ y[..., None])[..., 0], lambda x: torch.linalg.solve(a, x), event_dim=1)(x)
+    weights = torch.randn(5, 8, dtype=torch.float64)
+    (by_x,) = torch.autograd.grad(y, x, weights)
+    direct = torch.linalg.solve(a.mT, weights)
+    bound = 10 * 8 * EPS * condition * direct.norm(dim=-1)
+    assert ((by_x - direct).norm(dim=-1) <= bound).all()
