@@ -1,6 +1,7 @@
 """Print how exact the derivatives of every real case are, as a Markdown table."""
 
 import importlib
+
 from tests.real_cases import PACKAGES
 from tests.real_cases.case import measure
 

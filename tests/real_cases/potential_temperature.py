@@ -1,6 +1,6 @@
 """Potential temperature from Conservative Temperature and Absolute Salinity, as in TEOS-10.
 
-gsw's one and a half Newton steps end within 4e-14 deg C of the root, so nothing needs to be refined.
+gsw's one and a half Newton steps leave a residual of 4e-14 deg C at most, so nothing needs to be refined.
 """
 
 import gsw

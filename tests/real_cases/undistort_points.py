@@ -29,9 +29,7 @@ def brown(x, y, k1, k2, p1, p2, k3):
 
 def undistort(points: np.ndarray, coefficients: np.ndarray, **options) -> np.ndarray:
     """OpenCV's fixed-point iteration: five rounds of it, unless the options say otherwise."""
-    rows = zip(
-        points, np.broadcast_to(coefficients, (len(points), 5)), strict=True
-    )  # a camera for each point
+    rows = zip(points, np.broadcast_to(coefficients, (len(points), 5)), strict=True)  # a camera for each point
     return np.stack([cv2.undistortPoints(p, np.eye(3), camera, **options).reshape(2) for p, camera in rows])
 
 
