@@ -83,9 +83,7 @@ class ImplicitInverseLayerBase(torch.autograd.Function):
 
 
 class ImplicitInverseLayer(ImplicitInverseLayerBase):
-    """`ImplicitInverseLayer.apply(x, inverse_func, forward_jacobian)`: g with a known Jacobian of f, shape `(b, n,
-    n)`.
-    """
+    """`ImplicitInverseLayer.apply(x, inverse_func, forward_jacobian)`: g with J of shape `(b, n, n)`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, inverse_func: Function, forward_jacobian: Tensor) -> Tensor:

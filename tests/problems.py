@@ -1,6 +1,7 @@
 """One table of problems that drives the tests: f, a g that autograd cannot see into, and the exact answer.
 
-Every g is NumPy code. `exact` is the same function in closed form, written in torch, so autograd gives its derivatives of any order.
+Every g is NumPy code. `exact` is the same function in closed form, written in torch, so autograd gives its derivatives
+of any order.
 """
 
 from __future__ import annotations

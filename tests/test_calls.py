@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import backsolve
-from backsolve import Dense, Diagonal, Inverse, errors, implicit_function, inverse, inverse_of
+from backsolve import Diagonal, Inverse, errors, implicit_function, inverse, inverse_of
 from backsolve.solvers import numpy_solver
 from tests.problems import BY_NAME
 
@@ -262,7 +262,7 @@ def test_g_that_changes_a_param() -> None:
 
 
 def test_errors_of_g_pass_through() -> None:
-    def g(x: Tensor) -> Tensor:
+    def g(_: Tensor) -> Tensor:
         raise ZeroDivisionError("from g")
 
     with pytest.raises(ZeroDivisionError, match="from g"):
@@ -340,7 +340,7 @@ def test_transforms_are_refused_for_now() -> None:
         lambda: torch.func.vmap(arcsin)(x),
         lambda: torch.func.jvp(arcsin, (x,), (x,)),
     ):
-        with pytest.raises(errors.TransformError, match="torch.func"):
+        with pytest.raises(errors.TransformError, match=r"torch\.func"):
             call()
     with torch.autograd.forward_ad.dual_level(), pytest.raises(errors.TransformError, match="dual level"):
         arcsin(torch.autograd.forward_ad.make_dual(x, x))

@@ -200,7 +200,7 @@ def test_a_tensor_with_a_history_is_found_or_refused(name: str) -> None:
     solver = inverse(HOLDS[name](w * 1), SOLVER)
     if name in ONLY_LEAVES:
         with pytest.raises(
-            errors.StructureError, match="computed outside f by MulBackward0[^$]*pass the tensor explic"
+            errors.StructureError, match=r"computed outside f by MulBackward0[^$]*pass the tensor explic"
         ):
             solver(x)
     else:

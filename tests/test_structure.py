@@ -32,7 +32,7 @@ def test_weak_coupling_is_found_at_every_seed() -> None:
 
 
 def test_a_single_pair_is_found_wherever_it_is() -> None:
-    """One element that reads one other: half of all +-1 probes cancel, and a split into halves misses half of the pairs."""
+    """One element that reads one other: a single split into halves would miss half of such pairs."""
     for seed in range(100):
         i, j = np.random.default_rng(seed).choice(9, 2, replace=False)
 

@@ -11,9 +11,7 @@ from torch.utils import _pytree as pytree
 
 
 class Arguments:
-    """The params of one call: `tensors` are the leaves that can carry a gradient, `rebuild` puts others in their
-    place.
-    """
+    """The params of one call: `tensors` can carry a gradient, `rebuild` puts others in their place."""
 
     __slots__ = ("_leaves", "_structure", "tensors")
 

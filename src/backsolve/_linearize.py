@@ -105,9 +105,7 @@ class Linearization:
         return self._pull(v)
 
     def pull_many(self, vs: Tensor) -> Tensor:
-        """`J^T v` for a stack of cotangents: one vectorised backward pass, or one pass each where f has no vmap
-        rule.
-        """
+        """`J^T v` for a stack of cotangents in one vectorised pass, or in one each where f has no vmap rule."""
         if not vs.numel():
             return vs
         if vs.shape[0] == 1:
@@ -189,9 +187,7 @@ def linearize(forward: Forward, y: Tensor) -> Linearization:
 
 
 def linearize_connected(forward: Forward, y: Tensor) -> Linearization:
-    """Evaluate f at a y that has a graph of its own, so that what is made of J there is a function of x and the
-    params.
-    """
+    """Evaluate f at a y with a graph of its own: what is made of J there is a function of x and the params."""
     y = y.view_as(y) if y.requires_grad else y.detach().requires_grad_()
     return Linearization(forward, y, forward(y, forward.arguments.tensors), forward.arguments.tensors)
 

@@ -27,8 +27,8 @@ def graph_is_kept() -> bool:
 def wanted_gradients(node: Any) -> list[bool]:
     """For each tensor that went into a custom Function: whether the running backward pass will use its gradient.
 
-    `ctx.needs_input_grad` only says which inputs require one; computing the others costs time, and raises where torch has no
-    such derivative.
+    `ctx.needs_input_grad` only says which inputs require one; computing the others costs time, and raises where torch
+    has no such derivative.
     """
     return [following is not None and _will_execute(following) for following, _ in node.next_functions]
 
@@ -55,5 +55,5 @@ def is_functorch_wrapped(tensor: torch.Tensor) -> bool:
 
 
 def weights_are_cached() -> bool:
-    """Whether `torch.nn.utils.parametrize.cached()` is active: a weight first computed without a graph would stay so."""
+    """Whether `parametrize.cached()` is active: a weight that is first computed without a graph would stay so."""
     return parametrize._cache_enabled > 0
