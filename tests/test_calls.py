@@ -461,6 +461,22 @@ def test_no_cycle_keeps_anything_alive() -> None:
         gc.enable()
 
 
+def test_backward_frees_the_graph_of_f_unless_it_is_retained() -> None:
+    made: list[weakref.ref[Tensor]] = []
+
+    def f(y: Tensor) -> Tensor:
+        t = y.exp()
+        made.append(weakref.ref(t))
+        return t * t
+
+    x = double(0.5).requires_grad_()
+    y = inverse(f, lambda x: x.log() / 2)(x)
+    y.sum().backward(retain_graph=True)
+    assert made[-1]() is not None
+    y.sum().backward()
+    assert made[-1]() is None
+
+
 def test_second_backward_needs_retain_graph_as_in_torch() -> None:
     x = double(0.5).requires_grad_()
     y = arcsin(x).sum()

@@ -213,6 +213,14 @@ def test_a_leaf_and_its_descendant_are_not_counted_twice() -> None:
     assert_right(first_and_second(inverse(lambda y: (half + 0.5 * w) * (y + y**3), SOLVER)(x), (x, w)))
 
 
+def test_the_gradient_reaches_the_tensor_itself() -> None:
+    """Not only the leaves that it was made of: c may carry hooks, or be asked for."""
+    x, w = leaves()
+    c = w * 1
+    y = inverse(lambda y: cubic(y, c), SOLVER)(x)
+    torch.testing.assert_close(torch.autograd.grad((y**2).sum(), c)[0], truth()[1].detach(), rtol=64 * EPS, atol=0)
+
+
 def test_several_outputs_of_one_node() -> None:
     x, w = leaves()
     first, second = torch.stack([w, 3 * w]).unbind(0)

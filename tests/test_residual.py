@@ -38,6 +38,14 @@ def test_wrong_y_is_refused_with_numbers_index_and_remedy() -> None:
         assert part in text
 
 
+def test_one_wrong_element_among_many() -> None:
+    x = torch.linspace(0.1, 0.9, 100_000, dtype=torch.float64)
+    y = torch.asin(x)
+    y[777] *= 1 + 1e-6
+    with pytest.raises(errors.ResidualError, match=r"1 of 100000 elements differ, the first at index \(777,\)"):
+        inverse(torch.sin, lambda _: y)(x)
+
+
 def test_x_equal_to_zero() -> None:
     """cos(pi/2) is 6e-17, not 0: no relative test can pass, a Newton step can."""
     arccos = inverse(torch.cos, torch.acos)
