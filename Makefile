@@ -49,7 +49,7 @@ $(VENV)/torch.stamp: requirements/torch.txt
 	$(PIP) --constraint requirements/torch.txt '$(TORCH)'
 	@echo '$(CHOICE)' > $@
 
-$(VENV)/%.stamp: requirements/%.txt requirements/base.txt pyproject.toml $(VENV)/torch.stamp
-	$(PIP) --requirement $<
+$(VENV)/%.stamp: $(wildcard requirements/*.txt) pyproject.toml $(VENV)/torch.stamp
+	$(PIP) --requirement requirements/$*.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
