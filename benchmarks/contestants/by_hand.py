@@ -1,0 +1,107 @@
+"""What one could write without a package: from everything known about f to nothing known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.case import Case, Function, Run
+
+
+def closed_form(case: Case) -> Run | None:
+    """g itself, where torch has it and its derivative."""
+    return case.run(case.problem.closed_form) if case.problem.closed_form else None
+
+
+def hand_written(case: Case) -> Run:
+    """The limit: an autograd.Function with the derivatives of f worked out on paper."""
+    g, hand = case.g, case.problem.hand
+    return case.run(lambda *inputs: hand.apply(g, *inputs))
+
+
+def floor(case: Case) -> Run:
+    """The shortest code that sees f only through autograd; first derivatives only, and no check of anything."""
+    function = _DenseFloor if case.problem.event_dim else _Floor
+    f, g = case.problem.f, case.g
+    return case.run(lambda *inputs: function.apply(f, g, *inputs))
+
+
+def solver_alone(case: Case) -> Run:
+    """The real g, without any derivative: what comes on top of all the others where g answers from memory."""
+    return replace(case, task="no gradient").run(case.problem.g)
+
+
+def solver_and_f(case: Case) -> Run:
+    """g, and f once: what a call costs that checks its answer and needs no gradient."""
+    f, g = case.problem.f, case.g
+
+    def function(x: Tensor, *params: Tensor) -> Tensor:
+        y = g(x, *params)
+        f(y, *params)
+        return y
+
+    return case.run(function)
+
+
+def original(case: Case) -> Run:
+    """A dense Jacobian by autograd.functional and its explicit inverse, for inputs of shape (b, n): x only."""
+    f, g = case.problem.f, case.g
+
+    def function(x: Tensor, *params: Tensor) -> Tensor:
+        rows = x if case.problem.event_dim else x[:, None]
+        columns = [p if case.problem.event_dim else p[:, None] for p in params]
+        return _Original.apply(lambda y: f(y, *columns), lambda x: g(x, *columns).reshape(x.shape), rows).reshape(x.shape)
+
+    return case.run(function)
+
+
+class _Floor(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, f: Function, g: Function, x: Tensor, *params: Tensor) -> Tensor:
+        y = g(x, *params)
+        ctx.f = f
+        ctx.save_for_backward(y, *params)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        y, *params = ctx.saved_tensors
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            x = ctx.f(y, *params)
+        (slope,) = torch.autograd.grad(x, y, torch.ones_like(x), retain_graph=bool(params))
+        w = v / slope
+        return None, None, w, *(torch.autograd.grad(x, params, -w) if params else ())
+
+
+class _DenseFloor(torch.autograd.Function):
+    forward = _Floor.forward
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        y, *params = ctx.saved_tensors
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            x = ctx.f(y, *params)
+        n = y.shape[-1]
+        units = torch.eye(n, dtype=y.dtype, device=y.device)[:, None].expand(n, *y.shape)
+        (rows,) = torch.autograd.grad(x, y, units, retain_graph=True, is_grads_batched=True)
+        w = torch.linalg.solve(rows.movedim(0, -1), v)  # rows[i] is e_i^T J: moved to the end, they form J^T
+        return None, None, w, *torch.autograd.grad(x, params, -w)
+
+
+class _Original(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, f: Function, g: Function, x: Tensor) -> Tensor:
+        y = g(x)
+        summed = torch.autograd.functional.jacobian(lambda y: f(y).sum(0), y)  # (n, b, n): the rows are independent
+        ctx.save_for_backward(summed.movedim(0, 1))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        (jacobian,) = ctx.saved_tensors
+        return None, None, torch.einsum("bi,bij->bj", v, torch.inverse(jacobian))
