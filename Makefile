@@ -4,13 +4,14 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint types mutants clean
+.PHONY: help test demo lint types mutants bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -32,9 +33,12 @@ types: $(VENV)/test.stamp $(VENV)/lint.stamp ## check the types
 mutants: $(VENV)/test.stamp ## break the code on purpose and see that the tests notice
 	$(RUN) -m tests.mutants
 
+bench: $(VENV)/bench.stamp ## measure speed and memory beside other packages (BENCH_ARGS=--quick: two minutes)
+	$(RUN) -m benchmarks $(BENCH_ARGS)
+
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
-	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp stands for an installed requirements file, so that a second call installs nothing. torch comes first and
 # alone: nothing that is installed after it may bring another one.

@@ -24,13 +24,13 @@ class Problem:
         exact: g as autograd sees through it, to second order: the oracle, used in float64.
         hand: an autograd.Function with the derivatives worked out by hand; `hand.apply(g, x, *params)`.
         inputs: x and the params in float64, given the sizes.
-        jax_f: returns f in JAX.
+        in_jax: returns f and g in JAX; None for a g that answers from memory.
         closed_form: g in torch, if torch has it.
         entries: `df/dy`, if it is written down.
         event_dim: how many rightmost dimensions f mixes.
         dtype: the dtype to measure with.
         remembered: whether g answers from memory while it is measured, so that a long solver hides nothing.
-        slope: about the largest `df/dy`, with which fixed-point iterations have to be damped.
+        contracts: whether `y - (f(y) - x)` is a contraction, so that packages for fixed points can take part.
     """
 
     name: str
@@ -39,13 +39,13 @@ class Problem:
     exact: Function
     hand: type[torch.autograd.Function]
     inputs: Callable[..., tuple[Tensor, ...]]
-    jax_f: Callable[[], Callable[..., Any]]
+    in_jax: Callable[[], tuple[Callable[..., Any], Callable[..., Any] | None]]
     closed_form: Function | None = None
     entries: Function | None = None
     event_dim: int = 0
     dtype: torch.dtype = torch.float64
     remembered: bool = True
-    slope: float = 1.0
+    contracts: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Case:
     def name(self) -> str:
         """The problem, its size and the task."""
         n, *batch = self.size
-        size = f"n = {n}" + "".join(f", batch {b}" for b in batch)
+        size = f"n = {n:,}" + "".join(f", batch {b}" for b in batch)
         return f"{self.problem.name}, {size}" + ("" if self.task == "gradients" else f", {self.task}")
 
     @cached_property
@@ -148,16 +148,17 @@ def _distance(actual: Tensor, expected: Tensor) -> float:
     return off.nan_to_num(torch.inf).item()
 
 
-def _gradients(function: Function, inputs: Sequence[Tensor], v: Tensor, u: Sequence[Tensor]) -> Sequence[Tensor]:
+def _gradients(function: Function, inputs: Sequence[Tensor], v: Tensor, _u: Sequence[Tensor]) -> Sequence[Tensor]:
     return torch.autograd.grad(function(*inputs), inputs, v, allow_unused=True)
 
 
 def _hessian_vector(function: Function, inputs: Sequence[Tensor], v: Tensor, u: Sequence[Tensor]) -> Sequence[Tensor]:
-    first = torch.autograd.grad(function(*inputs), inputs, v, create_graph=True)
+    loss = (v * function(*inputs)).square().sum() / 2  # not linear: a linear one would hide what is forgotten
+    first = torch.autograd.grad(loss, inputs, create_graph=True)
     return torch.autograd.grad(first, inputs, u, allow_unused=True)
 
 
-def _value(function: Function, inputs: Sequence[Tensor], v: Tensor, u: Sequence[Tensor]) -> Sequence[Tensor]:
+def _value(function: Function, inputs: Sequence[Tensor], _v: Tensor, _u: Sequence[Tensor]) -> Sequence[Tensor]:
     return [function(*inputs)]
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from benchmarks.case import Case, Run
 from benchmarks.contestants import CONTESTANTS
 
+Key = TypeVar("Key")
 Sampler = Callable[[Run, int], float]  # seconds that so many calls take
 
 SHORTEST_SAMPLE = 2e-3  # seconds; the clock of process CPU time ticks in microseconds or less
@@ -52,7 +54,10 @@ def measure(case: Case, budget: float, order: random.Random) -> dict[str, Outcom
     runs: dict[str, Run] = {}
     answers: dict[str, Outcome] = {}
     for name in case.contestants:
-        run = CONTESTANTS[name](case)
+        try:
+            run = CONTESTANTS[name](case)
+        except ImportError:
+            continue  # not installed
         if run is None:
             continue
         answers[name] = answer(run)
@@ -79,14 +84,14 @@ def answer(run: Run) -> Outcome:
     return Outcome(error=error, missing=missing, wrong=not error <= run.case.tolerance)
 
 
-def interleave(runs: Mapping[str, Run], budget: float, order: random.Random, clock: Sampler) -> dict[str, list[float]]:
+def interleave(runs: Mapping[Key, Run], budget: float, order: random.Random, clock: Sampler) -> dict[Key, list[float]]:
     """Seconds a call, for each of the runs and each round; in a round each runs once, in random order.
 
     A disturbance of the machine that lasts longer than a round then hits all of them, and cancels in the ratio of two
     times of one round.
     """
     calls = {name: _calls_in_a_sample(run, clock) for name, run in runs.items()}
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[Key, list[float]] = {name: [] for name in runs}
     names = list(runs)
     gc.collect()
     gc.freeze()  # what was there before is not searched for garbage again while somebody is timed
@@ -98,6 +103,22 @@ def interleave(runs: Mapping[str, Run], budget: float, order: random.Random, clo
         rounds += 1
     gc.unfreeze()
     return times
+
+
+def grow(cases: Sequence[Case], budget: float, order: random.Random) -> dict[str, Any]:
+    """Time against size, with the exponent that fits each round best."""
+    names = cases[0].contestants
+    runs = {(name, case.size[0]): CONTESTANTS[name](case) for case in cases for name in names}
+    times = interleave(runs, budget, order, cpu_seconds)
+    sizes = [case.size[0] for case in cases]
+    logs = [math.log(n) for n in sizes]
+    rounds = {name: list(zip(*(times[name, n] for n in sizes), strict=True)) for name in names}
+    exponents = {
+        name: statistics.median(statistics.linear_regression(logs, list(map(math.log, r))).slope for r in rounds[name])
+        for name in names
+    }
+    seconds = {name: [statistics.median(times[name, n]) for n in sizes] for name in names}
+    return {"sizes": sizes, "seconds": seconds, "exponents": exponents}
 
 
 def cpu_seconds(run: Run, calls: int) -> float:

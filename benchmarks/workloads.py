@@ -5,23 +5,38 @@ from __future__ import annotations
 from benchmarks.case import Case
 from benchmarks.problems import ARCSIN, DENSE, IMPLIED_VOLATILITY
 
-BY_HAND = ("hand-written", "floor")
-PEERS = ("dense autograd.functional",)
-GIVEN = ("backsolve, f' given", "backsolve, f' given, no test")
-ELEMENTWISE = (*BY_HAND, "closed form", "backsolve", *GIVEN, *PEERS)
-EVENTS = (*BY_HAND, "g alone", "backsolve", *PEERS)
+PEERS = ("dense autograd.functional", "TorchOpt", "xitorch", "torchdeq", "zuko", "jaxopt", "optimistix")
+ARCSINS = ("hand-written", "floor", "closed form", "backsolve", "backsolve, f' given", "backsolve, f' given, no test")
+OTHERS = ("hand-written", "floor", "g alone", "backsolve")
+SECOND = ("hand-written", "closed form", "backsolve")
 
 WORKLOADS = [
-    Case(ARCSIN, (1,), ELEMENTWISE, quick=True),
-    Case(ARCSIN, (1000,), ELEMENTWISE),
-    Case(ARCSIN, (1_000_000,), ELEMENTWISE, memory=True, quick=True),
-    Case(IMPLIED_VOLATILITY, (100_000,), (*BY_HAND, "g alone", "backsolve", *PEERS), memory=True, quick=True),
-    Case(DENSE, (4, 64), EVENTS, quick=True),
-    Case(DENSE, (32, 64), EVENTS, quick=True),
-    Case(DENSE, (128, 64), EVENTS),
-    Case(DENSE, (512, 64), EVENTS),
-    Case(ARCSIN, (1,), ("closed form", "hand-written", "backsolve", *PEERS), "Hessian-vector product", quick=True),
-    Case(IMPLIED_VOLATILITY, (1000,), ("hand-written", "backsolve", *PEERS), "Hessian-vector product"),
+    Case(ARCSIN, (1,), (*ARCSINS, *PEERS), quick=True),
+    Case(ARCSIN, (1000,), (*ARCSINS, *PEERS)),
+    Case(ARCSIN, (1_000_000,), (*ARCSINS, *PEERS), memory=True, quick=True),
+    Case(ARCSIN, (512, 64), (*ARCSINS, *PEERS)),
+    Case(IMPLIED_VOLATILITY, (1,), (*OTHERS, *PEERS)),
+    Case(IMPLIED_VOLATILITY, (100_000,), (*OTHERS, *PEERS), memory=True, quick=True),
+    *(Case(DENSE, (4, batch), (*OTHERS, *PEERS)) for batch in (1, 64, 256)),
+    *(Case(DENSE, (32, batch), (*OTHERS, *PEERS), quick=batch == 64) for batch in (1, 64, 256)),
+    *(Case(DENSE, (128, batch), (*OTHERS, *PEERS), memory=batch == 64) for batch in (1, 64, 256)),
+    *(Case(DENSE, (512, batch), (*OTHERS, *PEERS)) for batch in (1, 64)),
+    Case(ARCSIN, (1,), (*SECOND, *PEERS), "Hessian-vector product", quick=True),
+    Case(ARCSIN, (1000,), (*SECOND, *PEERS), "Hessian-vector product"),
+    Case(IMPLIED_VOLATILITY, (1000,), (*SECOND, *PEERS), "Hessian-vector product"),
+    Case(DENSE, (32, 64), (*SECOND, *PEERS), "Hessian-vector product"),
     Case(ARCSIN, (1,), ("hand-written", "backsolve", *PEERS), "call only"),
-    Case(ARCSIN, (1,), ("g, then f", "backsolve"), "no gradient", quick=True),
+    Case(DENSE, (3, 1), (*OTHERS, *PEERS)),
+    Case(DENSE, (3, 1), ("hand-written", "backsolve", *PEERS), "call only"),
+    Case(ARCSIN, (1,), ("hand-written", "backsolve", *PEERS), "no gradient", quick=True),
+    Case(ARCSIN, (1_000_000,), ("hand-written", "backsolve", *PEERS), "no gradient"),
 ]
+
+# How the time grows, from sizes where the calls themselves no longer count to sizes whose memory malloc still keeps.
+COMPARED = ("hand-written", "floor", "backsolve")
+GROWTH = [
+    [Case(ARCSIN, (n,), COMPARED) for n in (100_000, 200_000, 400_000, 800_000, 1_600_000)],
+    [Case(DENSE, (n, 1), COMPARED) for n in (128, 256, 512, 1024)],
+]
+
+PROFILED = [Case(ARCSIN, (n,), ("floor", "backsolve")) for n in (1, 1_000_000)]

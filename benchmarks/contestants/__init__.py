@@ -3,11 +3,10 @@
 from collections.abc import Callable
 
 from benchmarks.case import Case, Run
-from benchmarks.contestants import backsolve, by_hand
+from benchmarks.contestants import backsolve, by_hand, jax_peers, torch_peers
 
 CONTESTANTS: dict[str, Callable[[Case], Run | None]] = {
     "g alone": by_hand.solver_alone,
-    "g, then f": by_hand.solver_and_f,
     "closed form": by_hand.closed_form,
     "hand-written": by_hand.hand_written,
     "floor": by_hand.floor,
@@ -15,4 +14,10 @@ CONTESTANTS: dict[str, Callable[[Case], Run | None]] = {
     "backsolve, f' given": backsolve.from_entries,
     "backsolve, f' given, no test": backsolve.from_entries_unchecked,
     "dense autograd.functional": by_hand.original,
+    "TorchOpt": torch_peers.torchopt,
+    "xitorch": torch_peers.xitorch,
+    "torchdeq": torch_peers.torchdeq,
+    "zuko": torch_peers.zuko,
+    "jaxopt": jax_peers.jaxopt,
+    "optimistix": jax_peers.optimistix,
 }

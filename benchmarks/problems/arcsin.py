@@ -26,10 +26,10 @@ class _Hand(torch.autograd.Function):
         return None, v / y.cos()
 
 
-def _jax_f() -> Callable[..., Any]:
+def _in_jax() -> tuple[Callable[..., Any], Callable[..., Any] | None]:
     import jax.numpy as jnp
 
-    return jnp.sin
+    return jnp.sin, jnp.arcsin
 
 
 ARCSIN = Problem(
@@ -38,10 +38,11 @@ ARCSIN = Problem(
     g=torch.asin,
     exact=torch.asin,
     hand=_Hand,
-    inputs=lambda n: (1.8 * torch.rand(n) - 0.9,),
-    jax_f=_jax_f,
+    inputs=lambda n, *batch: (1.8 * torch.rand(*batch, n) - 0.9,),
+    in_jax=_in_jax,
     closed_form=torch.asin,
     entries=torch.cos,
     dtype=torch.float32,
     remembered=False,
+    contracts=True,
 )

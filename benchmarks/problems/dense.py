@@ -71,10 +71,10 @@ def _inputs(n: int, batch: int) -> tuple[Tensor, Tensor]:
     return torch.randn(batch, n, dtype=torch.float64), 0.7 * n**-0.5 * torch.randn(n, n, dtype=torch.float64)
 
 
-def _jax_f() -> Callable[..., Any]:
+def _in_jax() -> tuple[Callable[..., Any], Callable[..., Any] | None]:
     import jax.numpy as jnp
 
-    return mixed(jnp)
+    return mixed(jnp), None
 
 
 DENSE = Problem(
@@ -84,7 +84,8 @@ DENSE = Problem(
     exact=_exact,
     hand=_Hand,
     inputs=_inputs,
-    jax_f=_jax_f,
+    in_jax=_in_jax,
     entries=jacobian,
     event_dim=1,
+    contracts=True,
 )

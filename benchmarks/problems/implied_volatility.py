@@ -85,11 +85,11 @@ def _quotes(n: int) -> tuple[Tensor, ...]:
     return black_price(volatility, forward, strike, expiry), forward, strike, expiry
 
 
-def _jax_f() -> Callable[..., Any]:
+def _in_jax() -> tuple[Callable[..., Any], Callable[..., Any] | None]:
     import jax
     import jax.numpy as jnp
 
-    return black(jnp, jax.scipy.special.erfc)
+    return black(jnp, jax.scipy.special.erfc), None
 
 
 IMPLIED_VOLATILITY = Problem(
@@ -99,7 +99,6 @@ IMPLIED_VOLATILITY = Problem(
     exact=_exact,
     hand=_Hand,
     inputs=_quotes,
-    jax_f=_jax_f,
+    in_jax=_in_jax,
     entries=_vega,
-    slope=60.0,
 )

@@ -1,0 +1,124 @@
+"""The measurements as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.promises import PROMISES
+
+Result = Mapping[str, Any]  # what __main__ measured, as it stands in results.json
+Cells = Sequence[str]
+
+
+def markdown(result: Result) -> str:
+    """The whole document."""
+    parts = [
+        "# Benchmarks",
+        "Made by `make bench`; the numbers that this page and the figures are made from are in `results.json`.",
+        _versions(result),
+        *_section("Time", _READ_TIMES, _times(result["rows"])),
+    ]
+    if result["complete"]:
+        parts += _section("What the project promises itself", _READ_PROMISES, _promises(result))
+    if result["memory"]:
+        parts += _section("Peak memory", _READ_MEMORY, _memory(result["memory"]))
+    if result["growth"]:
+        parts += _section("Growth", _READ_GROWTH, _growth(result["growth"]))
+    for case, places in result["profile"].items():
+        parts += _section(f"Where the time goes: {case}", _READ_PROFILE, _profile(places))
+    return "\n\n".join(parts) + "\n"
+
+
+_READ_TIMES = """\
+CPU time of forward and backward pass together, unless the row says otherwise, as a multiple of the second column's,
+which is given in microseconds. Below it stands the largest relative error of any result. **wrong**: fewer than half
+of the digits are right. One thread; the contestants of a row run interleaved in random order, and a ratio is the
+median over the rounds. Where g alone is listed, the others are given g's answer from memory, so that a long solver
+hides nothing: add it to each. jaxopt and optimistix are compiled as a whole beforehand, which is not counted."""
+
+_READ_PROMISES = "Ratios of times, unless another unit is named."
+
+_READ_MEMORY = "MiB of resident memory that one call takes at its highest, above its inputs, results included."
+
+_READ_GROWTH = "Exponents p of time ~ n^p, fitted to each round; the median over the rounds."
+
+_READ_PROFILE = "CPU time of one forward and backward pass of backsolve, by the innermost function at work."
+
+
+def _section(title: str, text: str, table: str) -> list[str]:
+    return [f"## {title}", text, table]
+
+
+def _table(head: Cells, rows: Iterable[Cells]) -> str:
+    aligned = ["---", *["--:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, aligned, *rows))
+
+
+def _versions(result: Result) -> str:
+    return "Versions: " + ", ".join(f"{name} {version}" for name, version in result["versions"].items()) + "."
+
+
+def _times(rows: Mapping[str, Any]) -> str:
+    contestants = _in_order(rows)
+    head = ["", "µs", *contestants]
+    body = []
+    for case, row in rows.items():
+        reference, *_ = row["outcomes"].values()
+        body.append([case, _short(reference["seconds"] * 1e6), *(_cell(row["outcomes"].get(c)) for c in contestants)])
+    return _table(head, body)
+
+
+def _in_order(rows: Mapping[str, Any]) -> list[str]:
+    """Every contestant once; those that are compared with come first."""
+    seen = dict.fromkeys(name for row in rows.values() for name in row["outcomes"])
+    first = [n for n in ("hand-written", "floor", "closed form", "g alone") if n in seen]
+    return [*first, *(n for n in seen if n not in first)]
+
+
+def _cell(outcome: Mapping[str, Any] | None) -> str:
+    if outcome is None:
+        return "·"
+    if outcome["failure"]:
+        return outcome["failure"]
+    error = f"{outcome['error']:.0e}".replace("e-0", "e-").replace("e+0", "e+")
+    notes = f"**wrong** {error}" if outcome["wrong"] else error
+    if outcome["missing"]:
+        notes += f"<br>{outcome['missing']} missing"
+    return f"{_short(outcome['ratio'])}<br>{notes}"
+
+
+def _short(number: float) -> str:
+    """Three digits."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
+
+
+def _promises(result: Result) -> str:
+    body = []
+    for promise in PROMISES:
+        measured = promise.measured(result)
+        kept = "yes" if measured <= promise.limit else "**no**"
+        body.append([promise.what, f"≤ {promise.limit:g}", _short(measured), kept])
+    return _table(["", "promised", "measured", "kept"], body)
+
+
+def _memory(memory: Mapping[str, Mapping[str, float | None]]) -> str:
+    contestants = list(dict.fromkeys(name for row in memory.values() for name in row))
+    rows = [
+        [case, *("·" if row.get(c) is None else f"{row[c]:.0f}" for c in contestants)] for case, row in memory.items()
+    ]
+    return _table(["", *contestants], rows)
+
+
+def _growth(growth: Mapping[str, Any]) -> str:
+    contestants = list(next(iter(growth.values()))["exponents"])
+    rows = ([title, *(f"{g['exponents'][c]:.2f}" for c in contestants)] for title, g in growth.items())
+    return _table(["", *contestants], rows)
+
+
+def _profile(places: Mapping[str, float]) -> str:
+    total = sum(places.values())
+    shown = [(place, t) for place, t in places.items() if t >= 0.02 * total]
+    rest = total - sum(t for _, t in shown)
+    rows = [[place, _short(t), f"{t / total:.0%}"] for place, t in [*shown, ("all others", rest)]]
+    return _table(["", "µs", ""], rows)

@@ -1,0 +1,139 @@
+"""The benchmarks measure what they say: right answers, everybody equally often, and wrong answers called wrong."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import measure
+from benchmarks.case import TASKS, Case, Run
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.measure import answer, interleave
+from benchmarks.problems import ARCSIN, DENSE, IMPLIED_VOLATILITY
+from benchmarks.workloads import GROWTH, PROFILED, WORKLOADS
+
+TINY = {"arcsin": (5,), "implied volatility": (4,), "dense": (3, 2)}
+PEERS = {"TorchOpt", "xitorch", "torchdeq", "zuko", "jaxopt", "optimistix"}
+
+# Who is wrong, or has no answer and says so.
+FIRST_ORDER_ONLY = {"floor", "dense autograd.functional", "torchdeq", "zuko"}
+WRONG_SECOND_ORDER = {("TorchOpt", "implied volatility"), ("TorchOpt", "dense")}
+
+
+def tiny(problem, task="gradients") -> Case:
+    return Case(problem, TINY[problem.name], ("hand-written",), task)
+
+
+def tolerance(name: str, case: Case) -> float:
+    """Iterative solvers keep their own tolerance; all others make rounding errors, some of which add up."""
+    if name in PEERS:
+        return case.tolerance
+    return 1000 * torch.finfo(case.problem.dtype).eps
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("problem", [ARCSIN, DENSE, IMPLIED_VOLATILITY], ids=lambda p: p.name)
+@pytest.mark.parametrize("name", CONTESTANTS)
+@pytest.mark.filterwarnings("default")  # the peers' own
+def test_contestants_are_right(name, problem, task) -> None:
+    case = tiny(problem, task)
+    try:
+        run = CONTESTANTS[name](case)
+    except ImportError as error:
+        pytest.skip(str(error))
+    if run is None:
+        assert name in {"closed form", "torchdeq", "zuko"}
+        return
+    outcome = answer(run)
+    if task == "Hessian-vector product" and name in FIRST_ORDER_ONLY:
+        assert outcome.failure or outcome.wrong
+    elif task == "Hessian-vector product" and (name, problem.name) in WRONG_SECOND_ORDER:
+        assert outcome.wrong
+    else:
+        assert not outcome.failure
+        assert outcome.error <= tolerance(name, case)
+        params = len(case.inputs) - 1
+        assert outcome.missing == (params if (name, task) == ("dense autograd.functional", "gradients") else 0)
+
+
+@pytest.mark.parametrize("problem", [ARCSIN, DENSE, IMPLIED_VOLATILITY], ids=lambda p: p.name)
+def test_oracles_against_finite_differences(problem) -> None:
+    inputs = tuple(t.double().requires_grad_() for t in problem.inputs(*TINY[problem.name]))
+    assert torch.autograd.gradcheck(problem.exact, inputs)
+    assert torch.autograd.gradgradcheck(problem.exact, inputs)
+
+
+@pytest.mark.parametrize("problem", [DENSE, IMPLIED_VOLATILITY, ARCSIN], ids=lambda p: p.name)
+def test_solvers_solve(problem) -> None:
+    inputs = problem.inputs(*TINY[problem.name])
+    x, *params = (t.double() for t in inputs)
+    y = problem.g(x, *params)
+    torch.testing.assert_close(problem.f(y, *params), x, rtol=1e-12, atol=1e-12)
+
+
+def wrong_by(case: Case, relative: float) -> Run:
+    """The hand-written contestant, whose first gradient is wrong."""
+    right = CONTESTANTS["hand-written"](case)
+    return Run(case, lambda: [(1 + relative) * right.call()[0], *right.call()[1:]])
+
+
+def test_a_wrong_answer_is_called_wrong() -> None:
+    case = tiny(IMPLIED_VOLATILITY)
+    assert not answer(wrong_by(case, case.tolerance / 2)).wrong
+    assert answer(wrong_by(case, case.tolerance * 2)).wrong
+    assert answer(wrong_by(case, torch.nan)).wrong
+
+
+def test_missing_answers_are_counted() -> None:
+    case = tiny(DENSE)
+    right = CONTESTANTS["hand-written"](case)
+    assert answer(Run(case, lambda: [right.call()[0], None])).missing == 1
+    assert answer(Run(case, lambda: [None, None])).failure == "no gradient"
+    assert answer(Run(case, lambda: 1 / 0)).failure == "raises ZeroDivisionError"
+
+
+def test_endless_answers_are_stopped(monkeypatch) -> None:
+    def endless() -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr(measure, "LONGEST_FIRST_CALL", 0.05)
+    assert answer(Run(tiny(ARCSIN), endless)).failure.startswith(">")
+
+
+def test_everybody_runs_equally_often_in_random_order() -> None:
+    log: list[str] = []
+    case = tiny(ARCSIN)
+    runs = {name: Run(case, lambda name=name: log.append(name)) for name in "abc"}
+
+    def clock(run: Run, calls: int) -> float:
+        for _ in range(calls):
+            run.call()
+        return 1.0
+
+    times = interleave(runs, 0.0, random.Random(0), clock)
+    rounds = [tuple(log[i : i + 3]) for i in range(3, len(log), 3)]  # after one call each to find how many are timed
+    assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
+    assert len(set(rounds)) > 1
+    assert set(Counter(log).values()) == {len(rounds) + 1}
+    assert all(t == [1.0] * len(rounds) for t in times.values())
+
+
+def test_the_ratio_is_taken_within_a_round(monkeypatch) -> None:
+    """Here the ratio of the medians would be 6."""
+    case = replace(tiny(ARCSIN), contestants=("hand-written", "floor"))
+    times = {"hand-written": [1.0, 2.0, 10.0], "floor": [3.0, 20.0, 12.0]}
+    monkeypatch.setattr(measure, "interleave", lambda *_: times)
+    outcomes = measure.measure(case, 0.0, random.Random(0))
+    assert (outcomes["hand-written"].ratio, outcomes["hand-written"].seconds) == (1.0, 2.0)
+    assert (outcomes["floor"].ratio, outcomes["floor"].seconds) == (3.0, 12.0)
+
+
+def test_the_tables_name_contestants_that_exist() -> None:
+    cases = [*WORKLOADS, *PROFILED, *(case for growth in GROWTH for case in growth)]
+    assert {name for case in cases for name in case.contestants} <= set(CONTESTANTS)
+    names = [case.name for case in WORKLOADS]
+    assert len(set(names)) == len(names)
+    assert any(case.quick for case in WORKLOADS)
