@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
 from backsolve import errors
 from backsolve._linearize import Linearization, gradients, relinearize
 from backsolve._solution import OnFailure, first_index, handle_failure
-from backsolve._torch import graph_is_kept, wanted_gradients
+from backsolve._torch import gradient_edge, graph_is_kept, wanted_gradients
 from backsolve.jacobians import Assembled, Jacobian, find_coupling, find_wrong_entries
 
 Gradients = list[Tensor | None]
@@ -54,6 +53,8 @@ class Rule:
         if self.on_failure == "ignore":
             return result
         failed = assembled.singular()
+        if failed is None:
+            return result
         return handle_failure(self.on_failure, failed, event_dim, result, lambda: self._singular(failed, assembled))
 
     def _singular(self, failed: Tensor, assembled: Assembled) -> errors.SingularJacobianError:
@@ -82,7 +83,7 @@ def vjp(rule: Rule, at: Linearization, v: Tensor, wanted: Sequence[bool]) -> Gra
     """Pull v back to x and to the inputs of f: `w = J^-T v` and `-f_p^T w`."""
     assembled = rule.assemble(at)
     w = rule.spoil_singular(assembled, assembled.solve_transposed(v), rule.event_dim)
-    return [w, *at.pull_inputs(-w, wanted)]
+    return [w, *at.pull_inputs(-w, wanted)] if any(wanted) else [w, *(None for _ in wanted)]
 
 
 def attach(rule: Rule, at: Linearization, y: Tensor, x: Tensor | None) -> Tensor:
@@ -113,7 +114,7 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         y, *tensors = ctx.saved_tensors  # also autograd's test for changes in place
-        wanted = wanted_gradients(ctx)[ctx.has_x :]
+        wanted = wanted_gradients(ctx)[ctx.has_x :] if tensors else []
         if torch.is_grad_enabled():
             w, *others = _differentiable_vjp(ctx.rule, ctx.at, y, grads[0], tensors, wanted)
         else:
@@ -182,7 +183,7 @@ class _OnLeaves(torch.autograd.Function):
 
 def _pull(outputs: Sequence[Tensor], leaves: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Gradients:
     """The gradients of those outputs that have any."""
-    live = [(get_gradient_edge(o), v) for o, v in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    live = [(gradient_edge(o), v) for o, v in zip(outputs, cotangents, strict=True) if o.requires_grad]
     return gradients([o for o, _ in live], leaves, [v for _, v in live])
 
 

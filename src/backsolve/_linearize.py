@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._closure import Capture, Reached, Replacing, find_captures, replacements
-from backsolve._torch import sequence_number
+from backsolve._torch import gradient_edge, pull_back, sequence_number
 
 
 class Forward:
@@ -98,11 +98,12 @@ class Linearization:
         self.value = output.detach()
         self.depends_on_y = depends_on_y
         # The edge keeps the graph, but not the data of f(y).
-        self._output = [get_gradient_edge(output)] if output.requires_grad else []
+        self._output = [gradient_edge(output)] if output.requires_grad else []
 
     def pull(self, v: Tensor) -> Tensor:
         """`J^T v`."""
-        return self._pull(v)
+        (result,) = pull_back(self._edge(), (self.y,), (v,))
+        return torch.zeros_like(v) if result is None else result
 
     def pull_many(self, vs: Tensor) -> Tensor:
         """`J^T v` for a stack of cotangents in one vectorised pass, or in one each where f has no vmap rule."""
@@ -110,25 +111,16 @@ class Linearization:
             return vs
         if vs.shape[0] == 1:
             return self.pull(vs[0])[None]
+        options = {"retain_graph": True, "create_graph": torch.is_grad_enabled(), "materialize_grads": True}
         try:
-            return self._pull(vs, is_grads_batched=True)
+            return torch.autograd.grad(self._edge(), (self.y,), (vs,), is_grads_batched=True, **options)[0]
         except RuntimeError:  # a Function without vmap support, data-dependent control flow, ...
             return torch.stack([self.pull(v) for v in vs])
 
-    def _pull(self, v: Tensor, **options: bool) -> Tensor:
+    def _edge(self) -> list[GradientEdge]:
         if not (self.depends_on_y and self._output):
             raise errors.no_dependence(self.forward.call)
-        create_graph = torch.is_grad_enabled()
-        grads = torch.autograd.grad(
-            self._output,
-            (self.y,),
-            (v,),
-            retain_graph=True,
-            create_graph=create_graph,
-            materialize_grads=True,
-            **options,
-        )
-        return grads[0]
+        return self._output
 
     def pull_inputs(self, v: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
         """`f_p^T v` for the inputs that are wanted, None for the others and for those that f does not use."""
@@ -164,12 +156,7 @@ def gradients(
         return [None] * len(leaves)
     if any(t._backward_hooks for t in chosen):  # they would run on this inner gradient, and once more on the final one
         raise errors.untraceable("inverse(...)", "a leaf on which a gradient hook was registered after the call")
-    create_graph = torch.is_grad_enabled()
-    found = iter(
-        torch.autograd.grad(
-            outputs, chosen, cotangents, retain_graph=True, create_graph=create_graph, allow_unused=True
-        )
-    )
+    found = iter(pull_back(outputs, chosen, cotangents))
     return [next(found) if t is not None and t.requires_grad else None for t in leaves]
 
 

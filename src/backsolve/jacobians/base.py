@@ -60,8 +60,8 @@ class Assembled(ABC):
         """`J^-1 = dy/dx`, shape of y if `event_dim = 0`, else `(*batch, *event, *event)`."""
 
     @abstractmethod
-    def singular(self) -> Tensor:
-        """Which events have no usable inverse, shape `(*batch,)`."""
+    def singular(self) -> Tensor | None:
+        """Which events have no usable inverse, shape `(*batch,)`; None if it is plain that there is none."""
 
     @abstractmethod
     def transposed_times(self, u: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from backsolve._reduce import largest_magnitude
 from backsolve.jacobians.base import Assembled, Entries, Jacobian, Linearized
 
 
@@ -39,6 +41,14 @@ class Diagonal(Jacobian):
         return _DiagonalAt(diagonal, at)
 
 
+def _largest(z: Tensor, d: Tensor, y: Tensor) -> float:
+    """`max |z / (d y)|` in the fewest kernels."""
+    if z.numel() == 1:
+        denominator = d.item() * y.item()
+        return abs(z.item() / denominator) if denominator else math.nan
+    return largest_magnitude(lambda z, d, y: (d * y).reciprocal_().mul_(z), z, d, y)
+
+
 class _DiagonalAt(Assembled):
     def __init__(self, diagonal: Tensor, at: Linearized) -> None:
         self.diagonal = diagonal
@@ -62,7 +72,7 @@ class _DiagonalAt(Assembled):
             torch.diag_embed((1 / self.diagonal).flatten(-self.at.event_dim)).unflatten(-1, event).unflatten(-2, event)
         )
 
-    def singular(self) -> Tensor:
+    def singular(self) -> Tensor | None:
         """Where y carries no digit of f'(y): f' is 0 or not finite, or the rounding of y alone changes it by half.
 
         Only elements that a cheap test suspects are looked at twice: where `|f' y| <= 4 eps |f(y)|`, a relative
@@ -71,6 +81,8 @@ class _DiagonalAt(Assembled):
         """
         d, y, z = self.diagonal.detach(), self.at.y.detach(), self.at.value
         eps = torch.finfo(y.dtype).eps
+        if _largest(z, d, y) < 1 / (4 * eps):  # NaN compares false
+            return None
         hopeless = ~d.isfinite() | (d == 0)
         suspect = ((d * y).abs() <= 4 * eps * z.abs()) & ~hopeless & (y != 0)
         if suspect.any():
