@@ -42,10 +42,15 @@ class Rule:
         """Assemble J, after its structure has been verified once for this kind of input."""
         assembled = self.jacobian.assemble(at)
         if self.verify:
-            event = at.y.shape[at.y.dim() - self.event_dim :]
-            key = (event, at.y.dtype, at.y.device)
-            if key not in self.verified and self._verify(at, assembled):
-                self.verified.add(key)
+            y = at.y
+            key = (y.shape[y.dim() - self.event_dim :], y.dtype, y.device)
+            if key not in self.verified:
+                unit_dims = self.event_dim if self.jacobian.unit_dims is None else self.jacobian.unit_dims
+                several = math.prod(y.shape[: y.dim() - unit_dims]) > 1  # one unit alone cannot show a coupling
+                if several or self.jacobian.entries is not None:
+                    self._verify(at, assembled, unit_dims)
+                if several:
+                    self.verified.add(key)
         return assembled
 
     def spoil_singular(self, assembled: Assembled, result: Tensor, event_dim: int) -> Tensor:
@@ -64,19 +69,17 @@ class Rule:
         return errors.singular(self.call, noun, int(failed.sum()), failed.numel(), first, numbers)
 
     @torch.no_grad()
-    def _verify(self, at: Linearization, assembled: Assembled) -> bool:
-        """Probe the declared structure; True if the probe could have found a fault."""
-        unit_dims = self.event_dim if self.jacobian.unit_dims is None else self.jacobian.unit_dims
-        if self.jacobian.entries is not None and at.depends_on_y:
+    def _verify(self, at: Linearization, assembled: Assembled, unit_dims: int) -> None:
+        """Probe the declared structure and the known entries."""
+        if not at.depends_on_y:  # an opaque f with known entries: there is nothing to compare them with
+            return
+        if self.jacobian.entries is not None:
             wrong = find_wrong_entries(at, assembled)
             if wrong is not None:
                 raise errors.wrong_entries(self.call, *wrong)
-        if math.prod(at.y.shape[: at.y.dim() - unit_dims]) < 2:
-            return False  # one unit alone cannot show a coupling
-        coupling = find_coupling(at, assembled, unit_dims) if at.depends_on_y else None
+        coupling = find_coupling(at, assembled, unit_dims)
         if coupling is not None:
             raise errors.coupled(self.call, "event" if unit_dims else "element", *coupling)
-        return True
 
 
 def vjp(rule: Rule, at: Linearization, v: Tensor, wanted: Sequence[bool]) -> Gradients:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from types import BuiltinFunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.autograd.graph import GradientEdge
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._closure import Capture, Reached, Replacing, find_captures, replacements
-from backsolve._torch import gradient_edge, pull_back, sequence_number
+from backsolve._torch import GradMode, autocast_is_on, gradient_edge, pull_back, sequence_number
 
 
 class Forward:
@@ -30,12 +31,13 @@ class Forward:
     def __call__(self, y: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Evaluate f(y, *params) with autocast off, and check that the result can be x."""
         args, kwargs = self.arguments.rebuild(tensors)
-        if torch.is_autocast_enabled(y.device.type):
+        if autocast_is_on():
             with torch.autocast(y.device.type, enabled=False):
                 z = self.f(y, *args, **kwargs)
         else:
             z = self.f(y, *args, **kwargs)
-        self._check(y, z)
+        if not isinstance(z, Tensor) or z.shape != y.shape or z.dtype != y.dtype or z.device != y.device:
+            raise self._bad_output(y, z)
         return z
 
     def value(self, y: Tensor) -> Tensor:
@@ -43,34 +45,25 @@ class Forward:
         with torch.no_grad():
             return self(y, self.arguments.tensors)
 
-    def _check(self, y: Tensor, z: Any) -> None:
-        if not isinstance(z, Tensor):
-            raise errors.bad_forward_output(
-                self.call,
-                "a torch.Tensor",
-                errors.describe(z),
-                "let f return one tensor, made by torch operations",
-            )
-        if z.shape != y.shape:
-            self._check_shape(y, z)
-        if z.dtype != y.dtype or z.device != y.device:
-            raise errors.bad_forward_output(
-                self.call,
-                f"dtype {y.dtype} on {y.device}, like y",
-                errors.describe(z),
-                "give the constants and parameters of f the dtype and device of x",
-            )
+    @property
+    def closes_over_nothing(self) -> bool:
+        """Whether f is a function of torch itself, such as torch.sin. A tensor's bound method is not."""
+        return isinstance(self.f, BuiltinFunctionType) and isinstance(self.f.__self__, type | ModuleType)
 
-    def _check_shape(self, y: Tensor, z: Tensor) -> None:
+    def _bad_output(self, y: Tensor, z: Any) -> errors.ForwardOutputError:
+        if not isinstance(z, Tensor):
+            remedy = "let f return one tensor, made by torch operations"
+            return errors.bad_forward_output(self.call, "a torch.Tensor", errors.describe(z), remedy)
         k = self.event_dim
-        if k and z.dim() >= k and z.shape[-k:] != y.shape[-k:] and z.shape[:-k] == y.shape[:-k]:
-            raise errors.not_square(self.call, y.shape[-k:], z.shape[-k:])
-        raise errors.bad_forward_output(
-            self.call,
-            f"the shape of y, {tuple(y.shape)}",
-            errors.describe(z),
-            "let f map each event of y to one event of the same shape; check the broadcasting of its parameters",
-        )
+        if z.shape == y.shape:
+            expected = f"dtype {y.dtype} on {y.device}, like y"
+            remedy = "give the constants and parameters of f the dtype and device of x"
+        elif k and z.dim() >= k and z.shape[-k:] != y.shape[-k:] and z.shape[:-k] == y.shape[:-k]:
+            return errors.not_square(self.call, y.shape[-k:], z.shape[-k:])
+        else:
+            expected = f"the shape of y, {tuple(y.shape)}"
+            remedy = "let f map each event of y to one of the same shape; check the broadcasting of its parameters"
+        return errors.bad_forward_output(self.call, expected, errors.describe(z), remedy)
 
 
 class Linearization:
@@ -93,8 +86,8 @@ class Linearization:
         self.forward = forward
         self.event_dim = forward.event_dim
         self.y = y
-        self.inputs = tuple(inputs)
-        self.captures = tuple(captures)
+        self.inputs = inputs
+        self.captures = captures
         self.value = output.detach()
         self.depends_on_y = depends_on_y
         # The edge keeps the graph, but not the data of f(y).
@@ -164,9 +157,11 @@ def linearize(forward: Forward, y: Tensor) -> Linearization:
     """Evaluate f at y on fresh leaves, and find what it closes over."""
     y = y.detach().requires_grad_()
     tensors = [t.detach().requires_grad_(t.requires_grad) for t in forward.arguments.tensors]
-    with torch.enable_grad():
+    with GradMode(True):
         since = sequence_number()
         value = forward(y, tensors)
+        if forward.closes_over_nothing:
+            return Linearization(forward, y, value, tensors, (), value.requires_grad)
         value, captures, leaves, depends_on_y = find_captures(
             lambda: forward(y, tensors), value, since, (y, *tensors), forward.call
         )

@@ -43,6 +43,10 @@ class Solution:
         return self._log_abs_det()
 
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_HALF_THE_DIGITS = {dtype: math.sqrt(torch.finfo(dtype).eps) for dtype in _FLOATS}
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """When an event counts as solved.
@@ -74,7 +78,7 @@ class Tolerance:
 
     def relative(self, dtype: torch.dtype) -> float:
         """The relative tolerance for this dtype."""
-        return math.sqrt(torch.finfo(dtype).eps) if self.rtol is None else self.rtol
+        return _HALF_THE_DIGITS[dtype] if self.rtol is None else self.rtol
 
     def absolute(self, x_norm: Tensor) -> Tensor | float:
         """The absolute tolerance on the Newton step, per event."""

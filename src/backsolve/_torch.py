@@ -19,6 +19,22 @@ LEAF_NODE: Any = _C._functions.AccumulateGrad
 """The node that ends every path of a graph and holds its leaf tensor as `variable`."""
 
 
+class GradMode:
+    """`torch.set_grad_enabled` as a context, without its Python layers: 0.4 us instead of 1.5."""
+
+    __slots__ = ("before", "enabled")
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+
+    def __enter__(self) -> None:
+        self.before = torch.is_grad_enabled()
+        _C._set_grad_enabled(self.enabled)
+
+    def __exit__(self, *_: object) -> None:
+        _C._set_grad_enabled(self.before)
+
+
 def sequence_number() -> int:
     """The number that the next autograd node of this thread gets: tells nodes of f from older ones."""
     return torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
@@ -41,6 +57,11 @@ def pull_back(
     return _ENGINE.run_backward(  # outputs, cotangents, keep_graph, create_graph, inputs, allow_unreachable
         tuple(outputs), tuple(cotangents), True, create_graph, tuple(inputs), True, accumulate_grad=False
     )
+
+
+def autocast_is_on() -> bool:
+    """Whether autocast is active for any kind of device."""
+    return _C._is_any_autocast_enabled()
 
 
 def graph_is_kept() -> bool:
