@@ -172,8 +172,10 @@ class _OnLeaves(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            return None, None, *_pull(ctx.outputs, ctx.leaves, cotangents)
-
+            grads = _pull(ctx.outputs, ctx.leaves, cotangents)
+            if not graph_is_kept():
+                ctx.outputs = None
+            return None, None, *grads
         phi, n = ctx.phi, len(tensors)
 
         def pulled(*arguments: Tensor) -> list[Tensor]:

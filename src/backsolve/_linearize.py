@@ -20,10 +20,13 @@ from backsolve._torch import GradMode, autocast_is_on, gradient_edge, pull_back,
 class Forward:
     """f together with the params of one call: a function of y and of tensors to put in the place of the params'."""
 
-    __slots__ = ("arguments", "call", "event_dim", "f")
+    __slots__ = ("arguments", "call", "event_dim", "f", "implicit")
 
-    def __init__(self, f: Callable[..., Tensor], arguments: Arguments, event_dim: int, call: str) -> None:
+    def __init__(
+        self, f: Callable[..., Tensor], arguments: Arguments, event_dim: int, call: str, implicit: bool
+    ) -> None:
         self.f = f
+        self.implicit = implicit
         self.arguments = arguments
         self.event_dim = event_dim
         self.call = call
@@ -72,7 +75,7 @@ class Linearization:
     `inputs` are the leaves that stand for the params' tensors and for the captures, in this order.
     """
 
-    __slots__ = ("_output", "captures", "depends_on_y", "event_dim", "forward", "inputs", "value", "y")
+    __slots__ = ("_output", "captures", "depends_on_y", "event_dim", "forward", "implicit", "inputs", "value", "y")
 
     def __init__(
         self,
@@ -85,6 +88,7 @@ class Linearization:
     ) -> None:
         self.forward = forward
         self.event_dim = forward.event_dim
+        self.implicit = forward.implicit
         self.y = y
         self.inputs = inputs
         self.captures = captures

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from backsolve import errors
-from backsolve._reduce import largest_magnitude
+from backsolve._reduce import magnitude_range
 
 OnFailure = Literal["raise", "warn", "nan", "ignore"]
 
@@ -143,7 +143,7 @@ def obviously_solved(x: Tensor, z: Tensor, rtol: float) -> bool:
     if z.numel() == 1:
         target = x.item()
         return abs(z.item() - target) <= rtol * abs(target)
-    return largest_magnitude(lambda z, x: (z - x).div_(x), z, x) <= rtol  # NaN compares false
+    return not z.numel() or magnitude_range(lambda z, x: (z - x).div_(x), z, x)[1] <= rtol  # NaN compares false
 
 
 def handle_failure(

@@ -42,9 +42,9 @@ class Problem:
         """How messages name this problem."""
         return self.rule.call
 
-    def bind(self, arguments: Arguments) -> Forward:
+    def bind(self, arguments: Arguments, *, implicit: bool) -> Forward:
         """f with the params of one call."""
-        return Forward(self.f, arguments, self.rule.event_dim, self.call)
+        return Forward(self.f, arguments, self.rule.event_dim, self.call, implicit)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
         arguments: the params.
         report: work out the verdict for every event, also where the options need none.
     """
-    forward = problem.bind(arguments)
+    forward = problem.bind(arguments, implicit=x is None)
     y = run_solver(problem, x, arguments, forward)
     if x is not None and x.shape != y.shape:
         x = x.expand(y.shape)

@@ -22,6 +22,7 @@ class Linearized(Protocol):
     y: Tensor  # (*batch, *event)
     value: Tensor  # f(y), (*batch, *event), detached
     event_dim: int
+    implicit: bool  # whether f(y) is 0 by definition, so that its size says nothing
 
     def pull(self, v: Tensor) -> Tensor:
         """`J^T v` for one cotangent of the shape of y: one vector-Jacobian product."""
