@@ -74,7 +74,7 @@ class ImplicitInverseLayerBase(torch.autograd.Function):
         x, jacobian = ctx.saved_tensors
         factors = LU(jacobian)
         singular = factors.singular()
-        if singular.any():
+        if singular is not None and singular.any():
             index = tuple(int(i) for i in singular.nonzero()[0])
             numbers = errors.singular_values(jacobian[index])
             raise errors.singular(_CALL, "event", int(singular.sum()), len(jacobian), index, numbers)

@@ -497,6 +497,10 @@ def test_private_names_of_torch_are_where_they_were() -> None:
     assert _torch.active_transform() is None
     assert not _torch.weights_are_cached()
     assert not _torch.is_functorch_wrapped(x)
+    assert not _torch.autocast_is_on()
+    with torch.autocast("cpu"):
+        assert _torch.autocast_is_on()
+    assert _torch.share_memory(x, x[:]) and not _torch.share_memory(x, x.clone())  # noqa: PT018
     kept: list[bool] = []
     z = x * 1
     z.register_hook(lambda v: kept.append(_torch.graph_is_kept()))

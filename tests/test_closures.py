@@ -221,6 +221,13 @@ def test_the_gradient_reaches_the_tensor_itself() -> None:
     torch.testing.assert_close(torch.autograd.grad((y**2).sum(), c)[0], truth()[1].detach(), rtol=64 * EPS, atol=0)
 
 
+def test_a_bound_method_of_a_tensor_closes_over_it() -> None:
+    """It is a builtin like torch.sin, of which one need not ask what it closes over."""
+    x, w = leaves()
+    y = inverse(w.mul, lambda x: x / 2)(x)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), w)[0], -(x / w**2).sum().detach(), rtol=8 * EPS, atol=0)
+
+
 def test_several_outputs_of_one_node() -> None:
     x, w = leaves()
     first, second = torch.stack([w, 3 * w]).unbind(0)

@@ -24,6 +24,7 @@ ROOMS = (
     "errors",
     "_torch",
     "_arguments",
+    "_reduce",
     "linalg",
     "_solution",
     "jacobians",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backsolve import errors, inverse
+from backsolve import errors, implicit_function, inverse
 from backsolve.linalg import LU
 
 EPS = torch.finfo(torch.float64).eps
@@ -23,6 +23,26 @@ def test_arcsin_at_its_ends(dtype: torch.dtype, end: float) -> None:
         y.sum().backward()
     for part in ("inverse(sin, arcsin)", "1 of 2 elements singular", "index (1,)", "f'(y) = ", "on_failure"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+def test_a_turning_point_whose_x_is_zero(shift: float, scale: float) -> None:
+    """scale (sin(y) - 1) = 0, as an inverse at x = 0 and as an implicit function: no x to compare f' with."""
+    x = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([math.pi / 2, math.asin(1 - shift)], dtype=torch.float64)
+    target = torch.tensor([1.0, 1 - shift], dtype=torch.float64)
+    by_inverse = inverse(lambda y: scale * (torch.sin(y) - target), lambda x: y.clone())(x)
+    by_condition = implicit_function(lambda y, p: scale * (torch.sin(y) - target - p), lambda p: y.clone())(x)
+    for solution in (by_inverse, by_condition):
+        with pytest.raises(errors.SingularJacobianError, match=r"index \(0,\)"):
+            solution.sum().backward()
+
+
+def test_an_implicit_function_that_is_not_singular() -> None:
+    p = torch.tensor([1e-9, 0.5, 4.0, 1e300], dtype=torch.float64, requires_grad=True)
+    implicit_function(lambda y, p: y**2 - p, torch.sqrt)(p).sum().backward()
+    torch.testing.assert_close(p.grad, 0.5 / p.detach().sqrt(), rtol=4 * EPS, atol=0)
 
 
 def test_policies_for_a_singular_element() -> None:
@@ -95,6 +115,11 @@ def random_matrices(n: int, batch: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(batch, n, n, dtype=torch.float64).to(dtype)
 
 
+def is_singular(matrices: Tensor) -> Tensor:
+    found = LU(matrices).singular()
+    return torch.zeros(len(matrices), dtype=torch.bool) if found is None else found
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 64])
 def test_rounded_singular_matrices_are_found_and_scaled_good_ones_are_not(n: int, dtype: torch.dtype) -> None:
@@ -103,16 +128,16 @@ def test_rounded_singular_matrices_are_found_and_scaled_good_ones_are_not(n: int
     condition = torch.linalg.cond(good.double())
     good = good[condition < 0.01 / torch.finfo(dtype).eps]
     rows, columns = (torch.exp(6 * torch.randn(len(good), *shape)).to(dtype) for shape in ((n, 1), (1, n)))
-    assert not LU(good).singular().any()
-    assert not LU(rows * good * columns).singular().any()
+    assert not is_singular(good).any()
+    assert not is_singular(rows * good * columns).any()
     if n > 1:
         u, s, v = torch.linalg.svd(random_matrices(n, 200, torch.float64))
         s[:, -1] = 0
-        assert LU((u * s[:, None] @ v).to(dtype)).singular().all()
+        assert is_singular((u * s[:, None] @ v).to(dtype)).all()
     broken = good.clone()
     broken[3] = 0
     broken[5, 0, 0] = math.nan
-    assert LU(broken).singular().nonzero().flatten().tolist() == [3, 5]
+    assert is_singular(broken).nonzero().flatten().tolist() == [3, 5]
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
 from backsolve import errors
 from backsolve._linearize import Linearization, gradients, relinearize
 from backsolve._solution import OnFailure, first_index, handle_failure
-from backsolve._torch import graph_is_kept, wanted_gradients
+from backsolve._torch import gradient_edge, graph_is_kept, wanted_gradients
 from backsolve.jacobians import Assembled, Jacobian, find_coupling, find_wrong_entries
 
 Gradients = list[Tensor | None]
@@ -43,10 +42,15 @@ class Rule:
         """Assemble J, after its structure has been verified once for this kind of input."""
         assembled = self.jacobian.assemble(at)
         if self.verify:
-            event = at.y.shape[at.y.dim() - self.event_dim :]
-            key = (event, at.y.dtype, at.y.device)
-            if key not in self.verified and self._verify(at, assembled):
-                self.verified.add(key)
+            y = at.y
+            key = (y.shape[y.dim() - self.event_dim :], y.dtype, y.device)
+            if key not in self.verified:
+                unit_dims = self.event_dim if self.jacobian.unit_dims is None else self.jacobian.unit_dims
+                several = math.prod(y.shape[: y.dim() - unit_dims]) > 1  # one unit alone cannot show a coupling
+                if several or self.jacobian.entries is not None:
+                    self._verify(at, assembled, unit_dims)
+                if several:
+                    self.verified.add(key)
         return assembled
 
     def spoil_singular(self, assembled: Assembled, result: Tensor, event_dim: int) -> Tensor:
@@ -54,6 +58,8 @@ class Rule:
         if self.on_failure == "ignore":
             return result
         failed = assembled.singular()
+        if failed is None:
+            return result
         return handle_failure(self.on_failure, failed, event_dim, result, lambda: self._singular(failed, assembled))
 
     def _singular(self, failed: Tensor, assembled: Assembled) -> errors.SingularJacobianError:
@@ -63,26 +69,24 @@ class Rule:
         return errors.singular(self.call, noun, int(failed.sum()), failed.numel(), first, numbers)
 
     @torch.no_grad()
-    def _verify(self, at: Linearization, assembled: Assembled) -> bool:
-        """Probe the declared structure; True if the probe could have found a fault."""
-        unit_dims = self.event_dim if self.jacobian.unit_dims is None else self.jacobian.unit_dims
-        if self.jacobian.entries is not None and at.depends_on_y:
+    def _verify(self, at: Linearization, assembled: Assembled, unit_dims: int) -> None:
+        """Probe the declared structure and the known entries."""
+        if not at.depends_on_y:  # an opaque f with known entries: there is nothing to compare them with
+            return
+        if self.jacobian.entries is not None:
             wrong = find_wrong_entries(at, assembled)
             if wrong is not None:
                 raise errors.wrong_entries(self.call, *wrong)
-        if math.prod(at.y.shape[: at.y.dim() - unit_dims]) < 2:
-            return False  # one unit alone cannot show a coupling
-        coupling = find_coupling(at, assembled, unit_dims) if at.depends_on_y else None
+        coupling = find_coupling(at, assembled, unit_dims)
         if coupling is not None:
             raise errors.coupled(self.call, "event" if unit_dims else "element", *coupling)
-        return True
 
 
 def vjp(rule: Rule, at: Linearization, v: Tensor, wanted: Sequence[bool]) -> Gradients:
     """Pull v back to x and to the inputs of f: `w = J^-T v` and `-f_p^T w`."""
     assembled = rule.assemble(at)
     w = rule.spoil_singular(assembled, assembled.solve_transposed(v), rule.event_dim)
-    return [w, *at.pull_inputs(-w, wanted)]
+    return [w, *at.pull_inputs(-w, wanted)] if any(wanted) else [w, *(None for _ in wanted)]
 
 
 def attach(rule: Rule, at: Linearization, y: Tensor, x: Tensor | None) -> Tensor:
@@ -113,7 +117,7 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         y, *tensors = ctx.saved_tensors  # also autograd's test for changes in place
-        wanted = wanted_gradients(ctx)[ctx.has_x :]
+        wanted = wanted_gradients(ctx)[ctx.has_x :] if tensors else []
         if torch.is_grad_enabled():
             w, *others = _differentiable_vjp(ctx.rule, ctx.at, y, grads[0], tensors, wanted)
         else:
@@ -168,8 +172,10 @@ class _OnLeaves(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            return None, None, *_pull(ctx.outputs, ctx.leaves, cotangents)
-
+            grads = _pull(ctx.outputs, ctx.leaves, cotangents)
+            if not graph_is_kept():
+                ctx.outputs = None
+            return None, None, *grads
         phi, n = ctx.phi, len(tensors)
 
         def pulled(*arguments: Tensor) -> list[Tensor]:
@@ -182,7 +188,7 @@ class _OnLeaves(torch.autograd.Function):
 
 def _pull(outputs: Sequence[Tensor], leaves: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Gradients:
     """The gradients of those outputs that have any."""
-    live = [(get_gradient_edge(o), v) for o, v in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    live = [(gradient_edge(o), v) for o, v in zip(outputs, cotangents, strict=True) if o.requires_grad]
     return gradients([o for o, _ in live], leaves, [v for _, v in live])
 
 

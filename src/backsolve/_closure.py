@@ -152,6 +152,8 @@ def find_captures(
         leads to y.
     """
     reached = Reached(value, since)
+    if not reached.foreign and len(reached.leaves) == 1 and reached.leaves[0] is known[0]:
+        return value, [], [], True  # the common case: nothing is closed over
     own, overlapping = _closed_over(reached, known)
     # Under another mode a leaf may itself be what that mode puts in the place of a tensor; later f runs without it.
     replaceable = [get_gradient_edge(t)[:2] for t in own] if has_torch_function_unary(value) else []

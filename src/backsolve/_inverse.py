@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import has_torch_function, has_torch_function_unary
 
 from backsolve import errors
@@ -88,13 +89,14 @@ class Inverse:
         return _deepcopy(self, memo)
 
     def _run(self, x: Tensor, params: tuple[Any, ...], kwargs: dict[str, Any], report: bool = False) -> Solved:
-        arguments = Arguments(params, kwargs)
-        _check_x(self._problem, x)
-        _check_call(self._problem, x, arguments)
+        problem, arguments = self._problem, Arguments(params, kwargs)
+        if not (isinstance(x, Tensor) and x.is_floating_point() and x.dim() >= problem.rule.event_dim):
+            raise _bad_x(problem, x)
+        _check_call(problem, x, arguments)
         if has_torch_function_unary(x):
             x = x.view_as(x)
             arguments.through_modes()
-        return _eagerly(solve)(self._problem, x, arguments, report=report)
+        return _eagerly(solve)(problem, x, arguments, report=report)
 
     def _log_det(self, solved: Solved) -> Tensor:
         return _eagerly(_made_of_jacobian)(self._problem.rule, solved, lambda j: -j.log_abs_det(), 0)
@@ -307,17 +309,18 @@ def _check_event_dims(dims: ParamEventDims) -> None:
         )
 
 
-def _check_x(problem: Problem, x: Any) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise errors.bad_input(problem.call, x)
-    if x.dim() < problem.rule.event_dim:
-        raise errors.too_few_dimensions(problem.call, x.shape, problem.rule.event_dim)
+def _bad_x(problem: Problem, x: Any) -> errors.ArgumentError:
+    if isinstance(x, Tensor) and x.is_floating_point():
+        return errors.too_few_dimensions(problem.call, x.shape, problem.rule.event_dim)
+    return errors.bad_input(problem.call, x)
 
 
 def _check_call(problem: Problem, x: Tensor | None, arguments: Arguments) -> None:
     """Refuse what cannot be solved before any work is done."""
     if transform := active_transform():
         raise errors.unsupported_transform(problem.call, transform)
+    if not arguments.tensors:
+        return
     like = x if x is not None else next((t for t in arguments.tensors if t.dim()), None)
     for t in arguments.tensors:
         if like is not None and t.device != like.device and t.dim():
@@ -334,7 +337,7 @@ def _made_of_jacobian(rule: Rule, solved: Solved, make: Callable[[Assembled], Te
 
 def _eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
     """Under torch.compile, a graph break around the function: what walks autograd graphs must not be traced."""
-    return torch.compiler.disable(function) if torch.compiler.is_compiling() else function
+    return torch.compiler.disable(function) if is_compiling() else function
 
 
 def _solution(solved: Solved, log_abs_det: Callable[[], Tensor] | None) -> Solution:

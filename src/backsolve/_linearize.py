@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from types import BuiltinFunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._closure import Capture, Reached, Replacing, find_captures, replacements
-from backsolve._torch import sequence_number
+from backsolve._torch import GradMode, autocast_is_on, gradient_edge, pull_back, sequence_number
 
 
 class Forward:
     """f together with the params of one call: a function of y and of tensors to put in the place of the params'."""
 
-    __slots__ = ("arguments", "call", "event_dim", "f")
+    __slots__ = ("arguments", "call", "event_dim", "f", "implicit")
 
-    def __init__(self, f: Callable[..., Tensor], arguments: Arguments, event_dim: int, call: str) -> None:
+    def __init__(
+        self, f: Callable[..., Tensor], arguments: Arguments, event_dim: int, call: str, implicit: bool
+    ) -> None:
         self.f = f
+        self.implicit = implicit
         self.arguments = arguments
         self.event_dim = event_dim
         self.call = call
@@ -30,12 +34,13 @@ class Forward:
     def __call__(self, y: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Evaluate f(y, *params) with autocast off, and check that the result can be x."""
         args, kwargs = self.arguments.rebuild(tensors)
-        if torch.is_autocast_enabled(y.device.type):
+        if autocast_is_on():
             with torch.autocast(y.device.type, enabled=False):
                 z = self.f(y, *args, **kwargs)
         else:
             z = self.f(y, *args, **kwargs)
-        self._check(y, z)
+        if not isinstance(z, Tensor) or z.shape != y.shape or z.dtype != y.dtype or z.device != y.device:
+            raise self._bad_output(y, z)
         return z
 
     def value(self, y: Tensor) -> Tensor:
@@ -43,34 +48,25 @@ class Forward:
         with torch.no_grad():
             return self(y, self.arguments.tensors)
 
-    def _check(self, y: Tensor, z: Any) -> None:
-        if not isinstance(z, Tensor):
-            raise errors.bad_forward_output(
-                self.call,
-                "a torch.Tensor",
-                errors.describe(z),
-                "let f return one tensor, made by torch operations",
-            )
-        if z.shape != y.shape:
-            self._check_shape(y, z)
-        if z.dtype != y.dtype or z.device != y.device:
-            raise errors.bad_forward_output(
-                self.call,
-                f"dtype {y.dtype} on {y.device}, like y",
-                errors.describe(z),
-                "give the constants and parameters of f the dtype and device of x",
-            )
+    @property
+    def closes_over_nothing(self) -> bool:
+        """Whether f is a function of torch itself, such as torch.sin. A tensor's bound method is not."""
+        return isinstance(self.f, BuiltinFunctionType) and isinstance(self.f.__self__, type | ModuleType)
 
-    def _check_shape(self, y: Tensor, z: Tensor) -> None:
+    def _bad_output(self, y: Tensor, z: Any) -> errors.ForwardOutputError:
+        if not isinstance(z, Tensor):
+            remedy = "let f return one tensor, made by torch operations"
+            return errors.bad_forward_output(self.call, "a torch.Tensor", errors.describe(z), remedy)
         k = self.event_dim
-        if k and z.dim() >= k and z.shape[-k:] != y.shape[-k:] and z.shape[:-k] == y.shape[:-k]:
-            raise errors.not_square(self.call, y.shape[-k:], z.shape[-k:])
-        raise errors.bad_forward_output(
-            self.call,
-            f"the shape of y, {tuple(y.shape)}",
-            errors.describe(z),
-            "let f map each event of y to one event of the same shape; check the broadcasting of its parameters",
-        )
+        if z.shape == y.shape:
+            expected = f"dtype {y.dtype} on {y.device}, like y"
+            remedy = "give the constants and parameters of f the dtype and device of x"
+        elif k and z.dim() >= k and z.shape[-k:] != y.shape[-k:] and z.shape[:-k] == y.shape[:-k]:
+            return errors.not_square(self.call, y.shape[-k:], z.shape[-k:])
+        else:
+            expected = f"the shape of y, {tuple(y.shape)}"
+            remedy = "let f map each event of y to one of the same shape; check the broadcasting of its parameters"
+        return errors.bad_forward_output(self.call, expected, errors.describe(z), remedy)
 
 
 class Linearization:
@@ -79,7 +75,7 @@ class Linearization:
     `inputs` are the leaves that stand for the params' tensors and for the captures, in this order.
     """
 
-    __slots__ = ("_output", "captures", "depends_on_y", "event_dim", "forward", "inputs", "value", "y")
+    __slots__ = ("_output", "captures", "depends_on_y", "event_dim", "forward", "implicit", "inputs", "value", "y")
 
     def __init__(
         self,
@@ -92,17 +88,19 @@ class Linearization:
     ) -> None:
         self.forward = forward
         self.event_dim = forward.event_dim
+        self.implicit = forward.implicit
         self.y = y
-        self.inputs = tuple(inputs)
-        self.captures = tuple(captures)
+        self.inputs = inputs
+        self.captures = captures
         self.value = output.detach()
         self.depends_on_y = depends_on_y
         # The edge keeps the graph, but not the data of f(y).
-        self._output = [get_gradient_edge(output)] if output.requires_grad else []
+        self._output = [gradient_edge(output)] if output.requires_grad else []
 
     def pull(self, v: Tensor) -> Tensor:
         """`J^T v`."""
-        return self._pull(v)
+        (result,) = pull_back(self._edge(), (self.y,), (v,))
+        return torch.zeros_like(v) if result is None else result
 
     def pull_many(self, vs: Tensor) -> Tensor:
         """`J^T v` for a stack of cotangents in one vectorised pass, or in one each where f has no vmap rule."""
@@ -110,25 +108,16 @@ class Linearization:
             return vs
         if vs.shape[0] == 1:
             return self.pull(vs[0])[None]
+        options = {"retain_graph": True, "create_graph": torch.is_grad_enabled(), "materialize_grads": True}
         try:
-            return self._pull(vs, is_grads_batched=True)
+            return torch.autograd.grad(self._edge(), (self.y,), (vs,), is_grads_batched=True, **options)[0]
         except RuntimeError:  # a Function without vmap support, data-dependent control flow, ...
             return torch.stack([self.pull(v) for v in vs])
 
-    def _pull(self, v: Tensor, **options: bool) -> Tensor:
+    def _edge(self) -> list[GradientEdge]:
         if not (self.depends_on_y and self._output):
             raise errors.no_dependence(self.forward.call)
-        create_graph = torch.is_grad_enabled()
-        grads = torch.autograd.grad(
-            self._output,
-            (self.y,),
-            (v,),
-            retain_graph=True,
-            create_graph=create_graph,
-            materialize_grads=True,
-            **options,
-        )
-        return grads[0]
+        return self._output
 
     def pull_inputs(self, v: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
         """`f_p^T v` for the inputs that are wanted, None for the others and for those that f does not use."""
@@ -164,12 +153,7 @@ def gradients(
         return [None] * len(leaves)
     if any(t._backward_hooks for t in chosen):  # they would run on this inner gradient, and once more on the final one
         raise errors.untraceable("inverse(...)", "a leaf on which a gradient hook was registered after the call")
-    create_graph = torch.is_grad_enabled()
-    found = iter(
-        torch.autograd.grad(
-            outputs, chosen, cotangents, retain_graph=True, create_graph=create_graph, allow_unused=True
-        )
-    )
+    found = iter(pull_back(outputs, chosen, cotangents))
     return [next(found) if t is not None and t.requires_grad else None for t in leaves]
 
 
@@ -177,9 +161,11 @@ def linearize(forward: Forward, y: Tensor) -> Linearization:
     """Evaluate f at y on fresh leaves, and find what it closes over."""
     y = y.detach().requires_grad_()
     tensors = [t.detach().requires_grad_(t.requires_grad) for t in forward.arguments.tensors]
-    with torch.enable_grad():
+    with GradMode(True):
         since = sequence_number()
         value = forward(y, tensors)
+        if forward.closes_over_nothing:
+            return Linearization(forward, y, value, tensors, (), value.requires_grad)
         value, captures, leaves, depends_on_y = find_captures(
             lambda: forward(y, tensors), value, since, (y, *tensors), forward.call
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from backsolve._solution import (
     obviously_solved,
     residual_error,
 )
-from backsolve._torch import weights_are_cached
+from backsolve._torch import GradMode, share_memory, weights_are_cached
 from backsolve.errors import ResidualError
 from backsolve.solvers.foreign import Solver, to_tensor
 
@@ -41,9 +42,9 @@ class Problem:
         """How messages name this problem."""
         return self.rule.call
 
-    def bind(self, arguments: Arguments) -> Forward:
+    def bind(self, arguments: Arguments, *, implicit: bool) -> Forward:
         """f with the params of one call."""
-        return Forward(self.f, arguments, self.rule.event_dim, self.call)
+        return Forward(self.f, arguments, self.rule.event_dim, self.call, implicit)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
         arguments: the params.
         report: work out the verdict for every event, also where the options need none.
     """
-    forward = problem.bind(arguments)
+    forward = problem.bind(arguments, implicit=x is None)
     y = run_solver(problem, x, arguments, forward)
     if x is not None and x.shape != y.shape:
         x = x.expand(y.shape)
@@ -93,19 +94,28 @@ def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward
     """Call g on detached tensors, without a graph, and make sure that what it returns can be y."""
     given = arguments.tensors if x is None else (x, *arguments.tensors)
     detached = [t.detach() for t in given]
-    versions = [None if t.is_inference() else t._version for t in given]
-    args, kwargs = arguments.rebuild(detached if x is None else detached[1:])
-    with torch.set_grad_enabled(torch.is_grad_enabled() and weights_are_cached()):
-        result = problem.solver(*args, **kwargs) if x is None else problem.solver(detached[0], *args, **kwargs)
-    for i, (t, version) in enumerate(zip(given, versions, strict=True)):
-        if version is not None and t._version != version:
-            raise errors.solver_changed_input(problem.call, "x" if x is not None and i == 0 else "params")
-    reference = next((t for t in given if t.is_floating_point()), None)
-    y = _as_solution(problem, result, reference)
+    versions = _versions(detached)  # detached tensors share the counters of changes
+    with GradMode(torch.is_grad_enabled() and weights_are_cached()):
+        if x is None:
+            args, kwargs = arguments.rebuild(detached)
+            result = problem.solver(*args, **kwargs)
+        else:
+            args, kwargs = arguments.rebuild(detached[1:])
+            result = problem.solver(detached[0], *args, **kwargs)
+    if _versions(detached) != versions:
+        changed_x = x is not None and _versions(detached)[0] != versions[0]
+        raise errors.solver_changed_input(problem.call, "x" if changed_x else "params")
+    y = _as_solution(problem, result, next((t for t in given if t.is_floating_point()), None) if x is None else x)
     if x is not None and x.shape != y.shape:
         _check_broadcast(problem, forward, y, x)
-    storages = {t.untyped_storage().data_ptr() for t in given}
-    return y.clone() if y.untyped_storage().data_ptr() in storages else y
+    for t in given:
+        if share_memory(y, t):
+            return y.clone()
+    return y
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    return [0 if t.is_inference() else t._version for t in tensors]
 
 
 def _as_solution(problem: Problem, result: Any, like: Tensor | None) -> Tensor:
@@ -155,10 +165,11 @@ def _linearize_if_needed(forward: Forward, y: Tensor, x: Tensor | None) -> Linea
     """f with its graph if anything needs a gradient: x, a param, or a tensor that f closes over."""
     if not torch.is_grad_enabled():
         return None
-    given = forward.arguments.tensors if x is None else (x, *forward.arguments.tensors)
-    if not any(t.requires_grad for t in given) and not forward(y.detach(), forward.arguments.tensors).requires_grad:
-        return None
-    return linearize(forward, y)
+    if x is not None and x.requires_grad:
+        return linearize(forward, y)
+    tensors = forward.arguments.tensors
+    needed = any(t.requires_grad for t in tensors) or forward(y.detach(), tensors).requires_grad
+    return linearize(forward, y) if needed else None
 
 
 def _check(

@@ -2,21 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.variable import Variable
 from torch.nn.utils import parametrize
 
 _C: Any = torch._C  # its submodules have no stubs
 
+_ENGINE: Any = Variable._execution_engine
 LEAF_NODE: Any = _C._functions.AccumulateGrad
 """The node that ends every path of a graph and holds its leaf tensor as `variable`."""
+
+
+class GradMode:
+    """`torch.set_grad_enabled` as a context, without its Python layers: 0.4 us instead of 1.5."""
+
+    __slots__ = ("before", "enabled")
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+
+    def __enter__(self) -> None:
+        self.before = torch.is_grad_enabled()
+        _C._set_grad_enabled(self.enabled)
+
+    def __exit__(self, *_: object) -> None:
+        _C._set_grad_enabled(self.before)
 
 
 def sequence_number() -> int:
     """The number that the next autograd node of this thread gets: tells nodes of f from older ones."""
     return torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+
+
+def gradient_edge(tensor: Tensor) -> GradientEdge:
+    """Where the graph of a tensor starts; `get_gradient_edge` without 2 us of checks."""
+    node = tensor.grad_fn
+    return get_gradient_edge(tensor) if node is None else GradientEdge(node, tensor.output_nr)
+
+
+def pull_back(
+    outputs: Sequence[GradientEdge], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """`torch.autograd.grad` that keeps the graph, without its 10 us of checks; None for inputs that are not reached.
+
+    The result is differentiable if grad mode is on.
+    """
+    create_graph = torch.is_grad_enabled()
+    return _ENGINE.run_backward(  # outputs, cotangents, keep_graph, create_graph, inputs, allow_unreachable
+        tuple(outputs), tuple(cotangents), True, create_graph, tuple(inputs), True, accumulate_grad=False
+    )
+
+
+def autocast_is_on() -> bool:
+    """Whether autocast is active for any kind of device."""
+    return _C._is_any_autocast_enabled()
 
 
 def graph_is_kept() -> bool:
@@ -49,9 +94,14 @@ def active_transform() -> str | None:
     return None
 
 
-def is_functorch_wrapped(tensor: torch.Tensor) -> bool:
+def is_functorch_wrapped(tensor: Tensor) -> bool:
     """Whether a tensor belongs to a level of torch.func."""
     return _C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether one tensor is, or views, the storage of the other."""
+    return _C._is_alias_of(a, b)
 
 
 def weights_are_cached() -> bool:

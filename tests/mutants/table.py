@@ -43,8 +43,8 @@ MUTANTS = (
     Mutant(
         name="the sign of the params' gradient is flipped",
         file="backsolve/_attach.py",
-        old="return [w, *at.pull_inputs(-w, wanted)]",
-        new="return [w, *at.pull_inputs(w, wanted)]",
+        old="return [w, *at.pull_inputs(-w, wanted)] if any(wanted)",
+        new="return [w, *at.pull_inputs(w, wanted)] if any(wanted)",
         tests=(
             "tests/test_derivatives.py::test_orders_0_to_3_against_closed_form",
             "test_implicit_differentiation.py::test_parameters_that_f_reads_get_gradients",
@@ -85,8 +85,8 @@ MUTANTS = (
     Mutant(
         name="the free residual test looks at the mean, not the maximum",
         file="backsolve/_solution.py",
-        old="(z - x).div_(x).abs_().amax()",
-        new="(z - x).div_(x).abs_().mean()",
+        old="magnitude_range(lambda z, x: (z - x).div_(x), z, x)[1] <= rtol",
+        new="(z - x).div_(x).abs_().mean() <= rtol",
         tests=("tests/test_residual.py::test_one_wrong_element_among_many",),
     ),
     Mutant(
@@ -186,15 +186,15 @@ MUTANTS = (
     Mutant(
         name="turning points are not noticed",
         file="backsolve/jacobians/diagonal.py",
-        old="        if suspect.any():",
-        new="        if False:",
+        old="        if not (self.at.implicit or self._is_suspect(eps)):",
+        new="        if True:",
         tests=("tests/test_singular.py::test_arcsin_at_its_ends",),
     ),
     Mutant(
         name="every suspected turning point is one",
         file="backsolve/jacobians/diagonal.py",
-        old="            hopeless |= suspect & ~((near - d).abs() < d.abs() / 2)",
-        new="            hopeless |= suspect",
+        old="(suspects & ~((near - d).abs() < d.abs() / 2))",
+        new="suspects",
         tests=("tests/test_singular.py::test_a_small_y_is_no_singularity",),
     ),
     Mutant(
@@ -207,8 +207,8 @@ MUTANTS = (
     Mutant(
         name="singularity depends on the scale of the rows",
         file="backsolve/linalg/lu.py",
-        old="            suspects[suspects.clone()] = self._spectral_radius(suspects) * _eps(self.factors) >= 0.1",
-        new="            suspects = torch.linalg.cond(self.matrix.detach()) * _eps(self.factors) >= 0.1",
+        old="        suspects = self._has_small_pivot()\n",
+        new="        return torch.linalg.cond(self.matrix.detach()) * _eps(self.factors) >= 0.1\n",
         tests=("tests/test_singular.py::test_rounded_singular_matrices_are_found_and_scaled_good_ones_are_not",),
     ),
     Mutant(
@@ -228,15 +228,15 @@ MUTANTS = (
     Mutant(
         name="a y that is x itself shares its storage",
         file="backsolve/_solve.py",
-        old="    return y.clone() if y.untyped_storage().data_ptr() in storages else y",
-        new="    return y",
+        old="            return y.clone()\n",
+        new="            return y\n",
         tests=("tests/test_calls.py::test_g_that_returns_its_argument",),
     ),
     Mutant(
         name="the graph is never released",
         file="backsolve/_attach.py",
-        old="        if not graph_is_kept():",
-        new="        if False:",
+        old="        if not graph_is_kept():\n            ctx.at = None",
+        new="        if False:\n            ctx.at = None",
         tests=("tests/test_calls.py::test_backward_frees_the_graph_of_f_unless_it_is_retained",),
     ),
 )

@@ -22,6 +22,7 @@ class Linearized(Protocol):
     y: Tensor  # (*batch, *event)
     value: Tensor  # f(y), (*batch, *event), detached
     event_dim: int
+    implicit: bool  # whether f(y) is 0 by definition, so that its size says nothing
 
     def pull(self, v: Tensor) -> Tensor:
         """`J^T v` for one cotangent of the shape of y: one vector-Jacobian product."""
@@ -60,8 +61,8 @@ class Assembled(ABC):
         """`J^-1 = dy/dx`, shape of y if `event_dim = 0`, else `(*batch, *event, *event)`."""
 
     @abstractmethod
-    def singular(self) -> Tensor:
-        """Which events have no usable inverse, shape `(*batch,)`."""
+    def singular(self) -> Tensor | None:
+        """Which events have no usable inverse, shape `(*batch,)`; None if it is plain that there is none."""
 
     @abstractmethod
     def transposed_times(self, u: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class _DenseAt(Assembled):
         identity = torch.eye(n, dtype=self.matrix.dtype, device=self.matrix.device).expand_as(self.matrix)
         return self.lu.solve(identity).reshape(*batch, *event, *event).to(self.at.y.dtype)
 
-    def singular(self) -> Tensor:
+    def singular(self) -> Tensor | None:
         return self.lu.singular()
 
     def transposed_times(self, u: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from backsolve._reduce import magnitude_range
 from backsolve.jacobians.base import Assembled, Entries, Jacobian, Linearized
 
 
@@ -62,21 +63,34 @@ class _DiagonalAt(Assembled):
             torch.diag_embed((1 / self.diagonal).flatten(-self.at.event_dim)).unflatten(-1, event).unflatten(-2, event)
         )
 
-    def singular(self) -> Tensor:
+    def singular(self) -> Tensor | None:
         """Where y carries no digit of f'(y): f' is 0 or not finite, or the rounding of y alone changes it by half.
 
-        Only elements that a cheap test suspects are looked at twice: where `|f' y| <= 4 eps |f(y)|`, a relative
-        change of y changes x by less than its rounding. That happens at a turning point of f (arcsin at 1), but also
-        at a harmless y near 0 (log at 1), so f' is evaluated once more, 4 eps away.
+        That happens at a turning point of f, as for arcsin at 1. To find out takes f' at a second place, 4 eps away, so
+        only suspects are looked at twice. Away from turning points relative changes of y and of x are of one size:
+        `|f' y / x|` is neither as small as eps nor as large as 1 / eps. Most suspects are harmless, such as log at
+        1, where y is near 0. An implicit function has no x to compare with, so all of its elements are suspects.
         """
         d, y, z = self.diagonal.detach(), self.at.y.detach(), self.at.value
         eps = torch.finfo(y.dtype).eps
-        hopeless = ~d.isfinite() | (d == 0)
-        suspect = ((d * y).abs() <= 4 * eps * z.abs()) & ~hopeless & (y != 0)
-        if suspect.any():
-            near = self.at.derivative_near(torch.where(suspect, y * (1 + 4 * eps), y), torch.ones_like(y))
-            hopeless |= suspect & ~((near - d).abs() < d.abs() / 2)
+        if not (self.at.implicit or self._is_suspect(eps)):
+            return None
+        near = self.at.derivative_near(y * (1 + 4 * eps), torch.ones_like(y))
+        ratio = (d * y / z).abs()
+        suspects = ~((ratio > 4 * eps) & (ratio < 1 / eps)) | self.at.implicit
+        hopeless = ~d.isfinite() | (d == 0) | (suspects & ~((near - d).abs() < d.abs() / 2))
         return hopeless.flatten(-self.at.event_dim).any(-1) if self.at.event_dim else hopeless
+
+    def _is_suspect(self, eps: float) -> bool:
+        """Whether any element is, in the fewest kernels; NaN compares false."""
+        d, y, z = self.diagonal.detach(), self.at.y.detach(), self.at.value
+        if z.numel() > 1:
+            low, high = magnitude_range(lambda d, y, z: (d * y).div_(z), d, y, z)
+            return not (low > 4 * eps and high < 1 / eps)
+        if not z.numel():
+            return False
+        change, x = abs(d.item() * y.item()), abs(z.item())
+        return not (change > 4 * eps * x and eps * change < x)
 
     def transposed_times(self, u: Tensor) -> Tensor:
         return self.diagonal * u

@@ -30,8 +30,8 @@ class LU:
         """Return `log|det A|`, shape `(*batch,)`; minus infinity where a pivot is zero."""
         return _LogAbsDet.apply(self, self.matrix)
 
-    def singular(self) -> Tensor:
-        """Tell which matrices are singular to working precision, shape `(*batch,)`.
+    def singular(self) -> Tensor | None:
+        """Tell which matrices are singular to working precision, shape `(*batch,)`; None if it is plain that none is.
 
         With `M = |A^-1| |A|`, relative errors eps in the entries of A change the solution by up to about
         `eps rho(M)`, and the smallest such error that makes A singular is about `1 / rho(M)` (Demmel 1992, Rump
@@ -40,8 +40,9 @@ class LU:
         matrices with a small pivot are looked at.
         """
         suspects = self._has_small_pivot()
-        if suspects.any():
-            suspects[suspects.clone()] = self._spectral_radius(suspects) * _eps(self.factors) >= 0.1
+        if not suspects.any():
+            return None
+        suspects[suspects.clone()] = self._spectral_radius(suspects) * _eps(self.factors) >= 0.1
         return suspects
 
     def _has_small_pivot(self) -> Tensor:

@@ -1,0 +1,19 @@
+"""The reduction in pieces gives what the reduction in one gives."""
+
+import math
+
+import pytest
+import torch
+
+from backsolve._reduce import magnitude_range
+
+
+@pytest.mark.parametrize("n", [1, 1000, 2**17, 2**17 + 1, 300_001])
+@pytest.mark.parametrize("at", [0, -1])
+@pytest.mark.parametrize("value", [7.0, -7.0, 0.0, math.inf, -math.inf, math.nan])
+def test_the_extremes_are_found_anywhere(n: int, at: int, value: float) -> None:
+    x = torch.linspace(1, 2, n, dtype=torch.float64)
+    x[at] = value
+    expected = [str(t.item()) for t in (x.abs().amin(), x.abs().amax())]
+    for t in (x, torch.stack([x, x], 1)[:, 0]):
+        assert [str(e) for e in magnitude_range(torch.neg, t)] == expected
