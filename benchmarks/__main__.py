@@ -72,7 +72,7 @@ def on_every_device(cases: Sequence[Case]) -> list[Case]:
 def row(case: Case, seconds: float, order: random.Random) -> dict[str, Any]:
     """The outcomes of one case."""
     announce(case)
-    return {"task": case.task, "outcomes": {name: asdict(o) for name, o in measure(case, seconds, order).items()}}
+    return {"group": case.group, "outcomes": {name: asdict(o) for name, o in measure(case, seconds, order).items()}}
 
 
 def announce(case: Case) -> bool:

@@ -75,7 +75,17 @@ class Case:
         """The problem, its size and the task."""
         n, *batch = self.size
         size = f"n = {n:,}" + "".join(f", batch {b}" for b in batch)
-        return f"{self.problem.name}, {size}" + ("" if self.task == "gradients" else f", {self.task}")
+        notes = [self.task] * (self.task != "gradients") + ["GPU"] * (self.device != "cpu")
+        return ", ".join([self.problem.name, size, *notes])
+
+    @property
+    def group(self) -> str:
+        """The table that the row stands in."""
+        if self.task == "Hessian-vector product":
+            return "Second derivatives"
+        if self.task != "gradients":
+            return "Calls without a backward pass"
+        return "Dense" if self.problem.event_dim else "Elementwise"
 
     @cached_property
     def inputs(self) -> tuple[Tensor, ...]:

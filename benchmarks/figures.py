@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,23 +49,34 @@ def draw(result: Mapping[str, Any], folder: Path) -> None:
 
 
 def _ratios(rows: Mapping[str, Any]) -> plt.Figure:
-    """One line a case: a mark for each contestant that is right, at its time relative to hand-written code."""
-    rows = {case: row["outcomes"] for case, row in rows.items() if "hand-written" in row["outcomes"]}
+    """One line a case: a mark for each contestant at its time relative to hand-written code, hollow if it is wrong."""
     figure, axes = plt.subplots(figsize=(8, 1 + 0.27 * len(rows)))
     for name, (colour, marker) in STYLES.items():
-        points = [(o["ratio"], line) for line, row in enumerate(rows.values()) if _right(o := row.get(name))]
-        if points:
-            look = {"s": 60, "zorder": 3} if name == "backsolve" else {"s": 30, "zorder": 2}
-            axes.scatter(*zip(*points, strict=True), c=colour, marker=marker, label=name, **look)
+        for right in (True, False):
+            points = [(_time(row["outcomes"].get(name), right), line) for line, row in enumerate(rows.values())]
+            axes.plot(
+                [time for time, _ in points],
+                [line for _, line in points],
+                linestyle="none",
+                color=colour,
+                marker=marker,
+                markerfacecolor=colour if right else "none",
+                markersize=8 if name == "backsolve" else 6,
+                label=name if right else None,
+                zorder=3 if name == "backsolve" else 2,
+            )
     axes.set(xscale="log", xlabel="CPU time / hand-written code", yticks=range(len(rows)), yticklabels=list(rows))
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="hollow: wrong, or\ngradients missing")
     return figure
 
 
-def _right(outcome: Mapping[str, Any] | None) -> bool:
-    return outcome is not None and not (outcome["failure"] or outcome["wrong"] or outcome["missing"])
+def _time(outcome: Mapping[str, Any] | None, right: bool) -> float:
+    """The relative time of an outcome that is as right as asked for, else NaN, which is not drawn."""
+    if outcome is None or outcome["ratio"] is None or right == (outcome["wrong"] or outcome["missing"] > 0):
+        return math.nan
+    return outcome["ratio"]
 
 
 def _growth(growth: Mapping[str, Any]) -> plt.Figure:
@@ -74,7 +86,14 @@ def _growth(growth: Mapping[str, Any]) -> plt.Figure:
             colour, marker = STYLES[name]
             label = f"{name}, n^{g['exponents'][name]:.2f}"
             axes.loglog(g["sizes"], [s * 1e3 for s in seconds], color=colour, marker=marker, label=label)
-        axes.set(title=title, xlabel="n", ylabel="CPU time, ms")
+        axes.set(
+            title=title,
+            xlabel="n",
+            ylabel="CPU time, ms",
+            xticks=g["sizes"],
+            xticklabels=[f"{n:,}" for n in g["sizes"]],
+        )
+        axes.minorticks_off()
         axes.legend()
     figure.tight_layout()
     return figure

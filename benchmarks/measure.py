@@ -28,7 +28,7 @@ LONGEST_FIRST_CALL = 20.0  # seconds
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one contestant did with one case.
+    """What one contestant did with one case: an answer, and the time that it takes.
 
     Attributes:
         seconds: the median of a call; None if it was not measured.
@@ -144,7 +144,7 @@ def cuda_seconds(run: Run, calls: int) -> float:
 def _calls_in_a_sample(run: Run, clock: Sampler) -> int:
     calls = 1
     while (seconds := clock(run, calls)) < SHORTEST_SAMPLE:  # the first ones warm up as well
-        calls *= 2 if seconds < SHORTEST_SAMPLE / 4 else 4
+        calls *= 4 if seconds < SHORTEST_SAMPLE / 4 else 2
     return calls
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,12 @@ def markdown(result: Result) -> str:
         "# Benchmarks",
         "Made by `make bench`; the numbers that this page and the figures are made from are in `results.json`.",
         _versions(result),
-        *_section("Time", _READ_TIMES, _times(result["rows"])),
+        "## Time",
+        _READ_TIMES + " " + _noise(result["rows"]),
     ]
+    for group in dict.fromkeys(row["group"] for row in result["rows"].values()):
+        rows = {case: row["outcomes"] for case, row in result["rows"].items() if row["group"] == group}
+        parts += [f"### {group}", _times(rows)]
     if result["complete"]:
         parts += _section("What the project promises itself", _READ_PROMISES, _promises(result))
     if result["memory"]:
@@ -31,11 +36,13 @@ def markdown(result: Result) -> str:
 
 
 _READ_TIMES = """\
-CPU time of forward and backward pass together, unless the row says otherwise, as a multiple of the second column's,
-which is given in microseconds. Below it stands the largest relative error of any result. **wrong**: fewer than half
-of the digits are right. One thread; the contestants of a row run interleaved in random order, and a ratio is the
-median over the rounds. Where g alone is listed, the others are given g's answer from memory, so that a long solver
-hides nothing: add it to each. jaxopt and optimistix are compiled as a whole beforehand, which is not counted."""
+CPU time of forward and backward pass together, unless the row says otherwise, as a multiple of the hand-written code's,
+which is given in microseconds. Below it stands the largest relative error of any result; **wrong** means that fewer
+than half of the digits are right, *missing* how many of the gradients do not exist, and a dot that there is no way to
+say it. One thread; the contestants of a row run interleaved in random order, and a ratio is the median over the rounds.
+Where g alone is listed, the others are given g's answer from memory, so that a long solver hides nothing: add it to
+each. *hand-written* knows the derivatives of f; *floor* is the shortest code that sees f only through autograd, and
+tests nothing. jaxopt and optimistix are compiled as a whole beforehand, which is not counted."""
 
 _READ_PROMISES = "Ratios of times, unless another unit is named."
 
@@ -59,21 +66,18 @@ def _versions(result: Result) -> str:
     return "Versions: " + ", ".join(f"{name} {version}" for name, version in result["versions"].items()) + "."
 
 
-def _times(rows: Mapping[str, Any]) -> str:
-    contestants = _in_order(rows)
-    head = ["", "µs", *contestants]
+def _noise(rows: Mapping[str, Any]) -> str:
+    spreads = [o["spread"] for row in rows.values() for o in row["outcomes"].values() if o["spread"]]
+    return f"Half of the rounds lie within {statistics.median(spreads):.0%} of a ratio, for the typical ratio."
+
+
+def _times(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    contestants = list(dict.fromkeys(name for outcomes in rows.values() for name in outcomes))
     body = []
-    for case, row in rows.items():
-        reference, *_ = row["outcomes"].values()
-        body.append([case, _short(reference["seconds"] * 1e6), *(_cell(row["outcomes"].get(c)) for c in contestants)])
-    return _table(head, body)
-
-
-def _in_order(rows: Mapping[str, Any]) -> list[str]:
-    """Every contestant once; those that are compared with come first."""
-    seen = dict.fromkeys(name for row in rows.values() for name in row["outcomes"])
-    first = [n for n in ("hand-written", "floor", "closed form", "g alone") if n in seen]
-    return [*first, *(n for n in seen if n not in first)]
+    for case, outcomes in rows.items():
+        reference, *_ = outcomes.values()
+        body.append([case, _short(reference["seconds"] * 1e6), *(_cell(outcomes.get(c)) for c in contestants)])
+    return _table(["", "µs", *contestants], body)
 
 
 def _cell(outcome: Mapping[str, Any] | None) -> str:
@@ -98,7 +102,7 @@ def _promises(result: Result) -> str:
     for promise in PROMISES:
         measured = promise.measured(result)
         kept = "yes" if measured <= promise.limit else "**no**"
-        body.append([promise.what, f"≤ {promise.limit:g}", _short(measured), kept])
+        body.append([promise.what, f"≤ {promise.limit:g}", f"{measured:.3g}", kept])
     return _table(["", "promised", "measured", "kept"], body)
 
 
