@@ -135,7 +135,7 @@ def check_residual(
     z_norm = event_norm(_finite(z), event_dim)
     x_norm = torch.zeros_like(z_norm) if x is None else event_norm(_finite(x), event_dim)
     rtol = tolerance.relative(y.dtype)
-    failed = ~(residual <= rtol * torch.maximum(x_norm, z_norm)) | ~residual.isfinite()  # NaN compares false: failed
+    failed = ~(residual <= rtol * torch.maximum(x_norm, z_norm))  # NaN compares false: failed
     if not failed.any():
         return Check(failed, residual)
     step = newton(y, difference)
