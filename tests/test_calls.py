@@ -595,6 +595,8 @@ def test_private_names_of_torch_are_where_they_were() -> None:
     assert (x * 1).grad_fn._sequence_nr() == _torch.sequence_number() - 1
     assert isinstance((x * 1).grad_fn.next_functions[0][0], _torch.LEAF_NODE)
     assert _torch.active_transform() is None
+    assert all(_torch.is_torch_function(f) for f in (torch.sin, torch.special.ndtr, torch.nn.functional.softplus))
+    assert not any(_torch.is_torch_function(f) for f in (x.mul, lambda y: y, torch.nn.Tanh(), np.sin, Tensor.sin))
     assert not _torch.weights_are_cached()
     assert not _torch.is_functorch_wrapped(x)
     with torch.autocast("cpu"), _torch.without_autocast(x.device):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from types import BuiltinFunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.autograd.graph import GradientEdge
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._closure import Graph, Replacing, Traced, replacements, trace
-from backsolve._torch import GradMode, gradient_edge, pull_back, versions, without_autocast
+from backsolve._torch import GradMode, gradient_edge, is_torch_function, pull_back, versions, without_autocast
 from backsolve.jacobians import Jacobian
 
 
@@ -68,12 +67,6 @@ class Forward:
         if not isinstance(entries, Tensor) or entries.shape != shape or entries.dtype != y.dtype:
             raise errors.bad_entries(self.call, shape, y.dtype, entries)
         return z, entries
-
-    @property
-    def closes_over_nothing(self) -> bool:
-        """Whether f is a function of torch itself, such as torch.sin. A tensor's bound method is not."""
-        builtin = isinstance(self.f, BuiltinFunctionType) and isinstance(self.f.__self__, type | ModuleType)
-        return builtin and self.jacobian.entries is None
 
     def _bad_output(self, y: Tensor, z: Any) -> errors.ForwardOutputError:
         if not isinstance(z, Tensor):
@@ -173,7 +166,7 @@ def linearize(forward: Forward, y: Tensor) -> Linearization:
     y = _leaf(y, True)
     tensors = [_leaf(t, t.requires_grad) for t in forward.arguments.tensors]
     with GradMode(True):
-        if forward.closes_over_nothing:
+        if is_torch_function(forward.f) and forward.jacobian.entries is None:  # it closes over nothing
             traced = Traced([forward(y, tensors)])
         else:
             traced = trace(lambda: forward.with_entries(y, tensors), (y, *tensors), forward.call)

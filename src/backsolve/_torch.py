@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import BuiltinFunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -40,6 +41,16 @@ class GradMode:
 def sequence_number() -> int:
     """The number that the next autograd node of this thread gets: tells nodes of f from older ones."""
     return torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+
+
+def is_torch_function(f: Any) -> bool:
+    """Whether f is a function of torch itself, such as torch.sin: it reads no tensor but its arguments.
+
+    A bound method of a tensor, such as weight.mul, is a builtin function too, and reads that tensor.
+    """
+    if not isinstance(f, BuiltinFunctionType):
+        return False
+    return f.__self__ is None or isinstance(f.__self__, ModuleType)
 
 
 def gradient_edge(tensor: Tensor) -> GradientEdge:
