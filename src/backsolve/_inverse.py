@@ -167,8 +167,9 @@ def inverse(
 
     Args:
         f: the forward function in torch, `f(y, *params, **kwargs) -> x`, of the shape of y.
-        solver: g, called as `solver(x, *params, **kwargs)` with detached tensors, once a call; returns y. A torch
-            function, a NumPy or SciPy ufunc, or `backsolve.solvers.numpy_solver(fn)`.
+        solver: g, called as `solver(x, *params, **kwargs)` with detached tensors, under `torch.no_grad()`, once a call;
+            returns y and writes into none of its arguments. A torch function, a NumPy or SciPy ufunc, or
+            `backsolve.solvers.numpy_solver(fn)`.
         event_dim: how many rightmost dimensions f mixes: 0 if it is elementwise, 1 for vectors, 2 for matrices. All
             dimensions to the left are batch.
         jacobian: the structure of J: `Diagonal()` if `event_dim = 0`, else `Dense()`, unless said otherwise.
@@ -180,9 +181,10 @@ def inverse(
             `rtol |y| + atol`. Default: rtol = sqrt(eps) of the dtype; atol = eps, and 0 for events with |x| < eps.
             `math.inf`: no test.
         on_failure: what happens to events that fail the test, or whose J is singular: "raise" an error, "warn", turn
-            them (and all their gradients) to "nan", or "ignore" it.
-        verify: before the first gradient for a new event shape, dtype or device, probe that f mixes no more than was
-            declared.
+            them and all their gradients to "nan", or "ignore" it. A param that failed events share has a gradient
+            of NaN, as it is a sum over events; select the good events before the call to keep it.
+        verify: probe that f mixes no more than was declared, before the first gradient for a new event shape, dtype,
+            device or pattern of batch dimensions, and again at the 2nd, 4th, 8th, ... time.
 
     Returns:
         An `Inverse`, to be called as `y = inv(x, *params, **kwargs)`.
