@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from backsolve import Dense, errors, inverse
+from backsolve._solve import as_solution
 from backsolve.linalg import LU
+from backsolve.solvers import as_solver
 
 __all__ = [
     "ImplicitInverseLayer",
@@ -72,13 +74,13 @@ class ImplicitInverseLayerBase(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Solve with the transpose of the saved Jacobian, which is a constant."""
         x, jacobian = ctx.saved_tensors
-        factors = LU(jacobian)
+        factors = LU(jacobian.float() if jacobian.dtype in (torch.float16, torch.bfloat16) else jacobian)
         singular = factors.singular()
         if singular is not None and singular.any():
             index = tuple(int(i) for i in singular.nonzero()[0])
             numbers = errors.singular_values(jacobian[index])
             raise errors.singular(_CALL, "event", int(singular.sum()), len(jacobian), index, numbers)
-        w = factors.solve(grads[0][..., None], transposed=True)[..., 0]
+        w = factors.solve(grads[0][..., None].to(factors.matrix.dtype), transposed=True)[..., 0].to(x.dtype)
         return _FirstDerivative.apply(w, x) if torch.is_grad_enabled() else w, None, None
 
 
@@ -89,18 +91,25 @@ class ImplicitInverseLayer(ImplicitInverseLayerBase):
     def forward(ctx: Any, x: Tensor, inverse_func: Function, forward_jacobian: Tensor) -> Tensor:
         """Run g and keep the Jacobian."""
         expected = (*x.shape, x.shape[-1])
-        if tuple(forward_jacobian.shape) != expected:
-            problem = errors.document(
-                _CALL,
-                "forward_jacobian does not fit x.",
-                expected=f"shape (b, n, n) = {expected} for x of shape {tuple(x.shape)}",
-                got=errors.describe(forward_jacobian),
-                remedy="batch_jacobian(f, y) makes it; J[b, i, j] is df_i / dy_j of batch element b",
+        if tuple(forward_jacobian.shape) != expected or forward_jacobian.dtype != x.dtype:
+            raise _bad_jacobian(
+                f"shape (b, n, n) = {expected} and dtype {x.dtype} for x of shape {tuple(x.shape)}",
+                errors.describe(forward_jacobian),
+                "batch_jacobian(f, y) makes it; J[b, i, j] is df_i / dy_j of batch element b",
             )
-            raise errors.ArgumentError(problem)
-        y = inverse_func(x.detach()).detach()
-        ctx.save_for_backward(x, forward_jacobian.detach())
-        return y.clone() if y.data_ptr() == x.data_ptr() else y
+        if forward_jacobian.requires_grad:
+            raise _bad_jacobian(
+                "a constant: no gradient flows to forward_jacobian",
+                "a tensor that requires a gradient",
+                "pass forward_func=f for gradients of its parameters, or forward_jacobian.detach() to do without",
+            )
+        y = as_solution(_CALL, as_solver(inverse_func)(x.detach()), x)
+        if y.shape != x.shape:
+            raise errors.bad_solver_output(
+                _CALL, f"the shape of x, {tuple(x.shape)}", errors.describe(y), "let g return one y for each x"
+            )
+        ctx.save_for_backward(x, forward_jacobian)
+        return y.clone()
 
 
 class ImplicitInverseLayerAutomatic(ImplicitInverseLayerBase):
@@ -151,6 +160,11 @@ class _FirstDerivative(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         raise errors.constant_jacobian(_CALL)
+
+
+def _bad_jacobian(expected: str, got: str, remedy: str) -> errors.ArgumentError:
+    problem = "forward_jacobian cannot be used."
+    return errors.ArgumentError(errors.document(_CALL, problem, expected=expected, got=got, remedy=remedy))
 
 
 _CALL = "ImplicitInverseLayer"

@@ -99,12 +99,29 @@ def test_low_precision(dtype: torch.dtype, event_dim: int) -> None:
     torch.testing.assert_close(slope.double(), exact, rtol=8 * torch.finfo(dtype).eps, atol=0)
 
 
-def test_f_runs_with_autocast_off() -> None:
-    problem = BY_NAME["mixed sinh"]
-    inputs = problem.inputs()
-    expected = grads(problem.explicit()(*inputs), *inputs)
+def test_nothing_of_ours_runs_under_autocast() -> None:
+    torch.manual_seed(0)
+    w = torch.randn(32, 32) / 8
+    x = torch.randn(4, 32, requires_grad=True)
+
+    def fixed_point(x: Tensor) -> Tensor:
+        y = x
+        for _ in range(60):
+            y = x - torch.tanh(y @ w.T) / 2
+        return y
+
+    def everything() -> list[Tensor]:
+        y, log_det = inv.with_log_det(x)
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return [y, log_det, slope, inv.jacobian(x), *torch.autograd.grad((slope**2).sum(), x)]
+
+    inv = inverse(lambda y: y + torch.tanh(y @ w.T) / 2, fixed_point, event_dim=1)
+    expected = everything()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = grads(problem.explicit()(*inputs), *inputs)
+        inv = inverse(
+            lambda y: y + torch.tanh(y @ w.T) / 2, torch.autocast("cpu", enabled=False)(fixed_point), event_dim=1
+        )
+        actual = everything()
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=0, atol=0)
 
@@ -234,6 +251,22 @@ def test_g_may_use_autograd_itself() -> None:
     torch.testing.assert_close(grads(y, x)[0], 1 / (1 + y.detach().cos() / 2), rtol=8 * EPS, atol=0)
 
 
+@pytest.mark.parametrize("holds", ["numpy buffer", "torch buffer", "weight"])
+def test_y_does_not_change_with_what_g_holds_on_to(holds: str) -> None:
+    array, buffer, weight = np.empty(2), torch.empty(2, dtype=torch.float64), double(0.3, 0.4)
+    solvers = {
+        "numpy buffer": lambda x: torch.from_numpy(np.arcsin(x.numpy(), out=array)),
+        "torch buffer": lambda x: torch.asin(x, out=buffer),
+        "weight": lambda _: weight,
+    }
+    y = inverse(torch.sin, solvers[holds])(weight.sin())
+    kept = y.clone()
+    array[:] = 0
+    buffer.zero_()
+    weight.zero_()
+    assert torch.equal(y, kept)
+
+
 BAD_SOLVERS = {
     "a list": (lambda x: x.tolist(), "got: .*of type list"),
     "a float": (lambda x: 0.5, "got: .*0.5 of type float"),
@@ -286,6 +319,15 @@ BAD_FORWARDS = {
 def test_what_f_must_not_return(f: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         inverse(f, lambda x: x.clone(), event_dim=1)(torch.ones(2, 3, dtype=torch.float64))
+
+
+def test_f_must_not_write_into_y() -> None:
+    leaky = inverse(torch.nn.LeakyReLU(0.5, inplace=True), lambda x: torch.where(x > 0, x, 2 * x))
+    with (
+        torch.no_grad(),
+        pytest.raises(errors.ForwardOutputError, match=r"changed y or a param in place(.|\n)*inplace=False"),
+    ):
+        leaky(double(-1.0, 2.0))
 
 
 @pytest.mark.parametrize(
@@ -388,7 +430,7 @@ def test_deepcopy_copies_the_module_and_keeps_the_mark() -> None:
     original(x).sum().backward()
     twin = copy.deepcopy(original)
     assert twin._f is not layer
-    assert twin._problem.rule.verified == original._problem.rule.verified != set()
+    assert twin._problem.rule.verified == original._problem.rule.verified != {}
     assert not pickle.loads(pickle.dumps(arcsin))._problem.rule.verified
 
 
@@ -423,6 +465,64 @@ def batched_jacobian(problem: Any, x: Tensor, params: list[Tensor]) -> Tensor:
         (row,) = torch.autograd.grad(problem.exact(leaf, *params)[index], leaf)
         rows.append(row[index[: y.dim() - problem.event_dim]])
     return torch.stack(rows)
+
+
+def test_what_needs_no_gradient_gets_none() -> None:
+    x = double(0.3, 0.5)
+    assert not arcsin.jacobian(x).requires_grad
+    assert not arcsin.with_log_det(x)[1].requires_grad
+
+
+def test_log_det_read_later_is_that_of_the_call() -> None:
+    w = double(2.0).requires_grad_()
+    x = double(3.0).requires_grad_()
+    inv = inverse(lambda y: w * y.sinh(), lambda x: torch.asinh(x / w.detach()))
+    solution = inv.solve(x)
+    with torch.no_grad():
+        _ = repr(solution), solution.log_abs_det_jacobian
+    expected = torch.asinh(x / w).sum() + (1 / (w * torch.asinh(x / w).cosh())).log().sum()
+    for actual, right in zip(
+        grads(solution.y + solution.log_abs_det_jacobian, x, w), grads(expected, x, w), strict=True
+    ):
+        torch.testing.assert_close(actual, right, rtol=32 * EPS, atol=0)
+    stale = inv.solve(x)
+    with torch.no_grad():
+        w.mul_(5)
+    with pytest.raises(errors.StructureError, match="another value"):
+        _ = stale.log_abs_det_jacobian
+
+
+def test_jacobian_of_elementwise_events() -> None:
+    x = 0.5 * torch.rand(3, 2, 1, dtype=torch.float64)
+    found = inverse(torch.sin, np.arcsin, event_dim=2, jacobian=Diagonal()).jacobian(x)
+    assert found.shape == (3, 2, 1, 2, 1)
+    dense = inverse(torch.sin, np.arcsin, event_dim=2).jacobian(x)
+    torch.testing.assert_close(found, dense, rtol=8 * EPS, atol=0)
+
+
+def test_inference_mode() -> None:
+    p = double(2.0, 3.0)
+    with torch.inference_mode():
+        root = implicit_function(lambda y, p: y**2 - p, torch.sqrt)(p)
+        y, log_det = inverse(torch.sin, lambda x: torch.asin(x) + 1e-5, refine=3).with_log_det(p / 4)
+    torch.testing.assert_close(root, p.sqrt(), rtol=4 * EPS, atol=0)
+    torch.testing.assert_close(log_det, -y.cos().log(), rtol=8 * EPS, atol=8 * EPS)
+
+
+def test_decorating_an_inverse() -> None:
+    """The decorated solver's own attributes must not become ours."""
+    inner = inverse(lambda y: 2 * y.sinh(), lambda x: torch.asinh(x / 2))
+    w = double(2.0).requires_grad_()
+    y = inverse_of(lambda y: w * y.sinh())(inner)(double(3.0))
+    torch.testing.assert_close(grads(y, w)[0], -1.5 / (2 * y.cosh()).detach(), rtol=8 * EPS, atol=0)
+
+
+@pytest.mark.parametrize("event_dim", [0, 1])
+def test_vectorised_jacobian_of_autograd(event_dim: int) -> None:
+    """Our backward pass runs under vmap here, at its first call as well."""
+    x = double(0.1, 0.5, 0.7)
+    found = torch.autograd.functional.jacobian(inverse(torch.sin, np.arcsin, event_dim=event_dim), x, vectorize=True)
+    torch.testing.assert_close(found, torch.diag(1 / (1 - x**2).sqrt()), rtol=8 * EPS, atol=0)
 
 
 def test_log_det_of_a_singular_jacobian() -> None:
@@ -495,12 +595,16 @@ def test_private_names_of_torch_are_where_they_were() -> None:
     assert (x * 1).grad_fn._sequence_nr() == _torch.sequence_number() - 1
     assert isinstance((x * 1).grad_fn.next_functions[0][0], _torch.LEAF_NODE)
     assert _torch.active_transform() is None
+    assert all(_torch.is_torch_function(f) for f in (torch.sin, torch.special.ndtr, torch.nn.functional.softplus))
+    assert not any(_torch.is_torch_function(f) for f in (x.mul, lambda y: y, torch.nn.Tanh(), np.sin, Tensor.sin))
     assert not _torch.weights_are_cached()
     assert not _torch.is_functorch_wrapped(x)
-    assert not _torch.autocast_is_on()
-    with torch.autocast("cpu"):
-        assert _torch.autocast_is_on()
-    assert _torch.share_memory(x, x[:]) and not _torch.share_memory(x, x.clone())  # noqa: PT018
+    with torch.autocast("cpu"), _torch.without_autocast(x.device):
+        assert not torch.is_autocast_enabled("cpu")
+    view = x.detach()[:]
+    assert _torch.owns_its_memory(double(1.0))
+    assert not _torch.owns_its_memory(view)
+    assert not _torch.owns_its_memory(torch.from_numpy(np.ones(2)))
     kept: list[bool] = []
     z = x * 1
     z.register_hook(lambda v: kept.append(_torch.graph_is_kept()))

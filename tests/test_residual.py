@@ -185,6 +185,73 @@ def test_a_y_that_is_not_finite_is_refused(value: float) -> None:
         inverse(torch.sin, lambda x: torch.full_like(x, value))(tensor(0.5, 0.2))
 
 
+INFINITE_ANSWERS = {
+    "an overflow": (torch.sinh, lambda x: torch.log(x + torch.sqrt(x * x + 1)), [1e200], 0),
+    "an infinite y": (lambda y: 2 * y, lambda x: x * math.inf, [3.0], 0),
+    "beside a finite component": (lambda y: 2 * y, lambda _: tensor(math.inf, 7.0), [3.0, 1.0], 1),
+    "beside a rightly infinite one": (lambda y: y * 1, lambda _: tensor(math.inf, 7.0), [math.inf, 1.0], 1),
+}
+
+
+@pytest.mark.parametrize(("f", "g", "x", "event_dim"), INFINITE_ANSWERS.values(), ids=INFINITE_ANSWERS.keys())
+def test_infinity_does_not_solve_a_finite_x(f: Any, g: Any, x: list[float], event_dim: int) -> None:
+    inv = inverse(f, g, event_dim=event_dim)
+    with pytest.raises(errors.ResidualError):
+        inv(tensor(*x))
+    assert not inverse(f, g, event_dim=event_dim, on_failure="ignore").solve(tensor(*x)).converged.all()
+
+
+STEEP = {
+    "a pole": (torch.tan, lambda x: torch.full_like(x, math.pi / 2), [1.0, 0.5]),
+    "a clipped probability": (torch.logit, lambda x: x * 0 + 1 - 1e-12, [0.0, 1.0]),
+    "a clipped logarithm": (lambda y: torch.log(y - 1), lambda x: x * 0 + 1 + 1e-10, [0.0]),
+}
+
+
+@pytest.mark.parametrize(("f", "g", "x"), STEEP.values(), ids=STEEP.keys())
+def test_a_small_newton_step_beside_a_pole_is_not_believed(f: Any, g: Any, x: list[float]) -> None:
+    with pytest.raises(errors.ResidualError):
+        inverse(f, g)(tensor(*x))
+
+
+def test_an_f_that_subtracts_large_numbers_is_judged_by_its_newton_step() -> None:
+    """Its residual is rounding error, half a unit of 4e10, which no y can lower."""
+    x = torch.linspace(100.0, 150.0, 100, dtype=torch.float64)
+    inv = inverse(lambda y: (y.exp() + 4e10) - 4e10, torch.log)
+    assert (inv.solve(x).residual / x).max() > EPS**0.5, "the case must be one that the free test refuses"
+    inv(x)
+
+
+def test_a_root_at_zero_is_told_how_to_allow_an_absolute_error() -> None:
+    inv = inverse(torch.sinh, lambda x: torch.asinh(x) + 1e-14)
+    with pytest.raises(errors.ResidualError, match=r"residual_tol=\(None, atol\)"):
+        inv(tensor(0.0, 0.5))
+    inverse(torch.sinh, lambda x: torch.asinh(x) + 1e-14, residual_tol=(None, 1e-12))(tensor(0.0, 0.5))
+
+
+def test_no_test_no_verdict() -> None:
+    solution = inverse(torch.sin, torch.asin, residual_tol=math.inf).solve(tensor(0.0, 0.5))
+    assert solution.converged.all()
+
+
+@pytest.mark.parametrize("on_failure", ["nan", "ignore"])
+@pytest.mark.parametrize("event_dim", [0, 1])
+def test_a_nan_of_g_spoils_its_event_only(on_failure: Any, event_dim: int) -> None:
+    x = torch.tensor([[2.0], [0.5]], dtype=torch.float64, requires_grad=True)
+    y = inverse(torch.sin, torch.asin, on_failure=on_failure, event_dim=event_dim)(x)
+    (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(slope.sum(), x)
+    for actual, right in ((y, math.asin(0.5)), (slope, 1 / 0.75**0.5), (second, 0.5 / 0.75**1.5)):
+        assert actual[0].isnan()
+        assert math.isclose(actual[1].item(), right, rel_tol=8 * EPS)
+
+
+def test_nan_in_the_log_determinant_and_the_jacobian_too() -> None:
+    inv = inverse(lambda y: 2 * y, lambda x: x / 2 + tensor(0.0, 1.0), on_failure="nan")
+    x = tensor(1.0, 1.0)
+    assert inv.with_log_det(x)[1].isnan().tolist() == inv.jacobian(x).isnan().tolist() == [False, True]
+
+
 def test_infinity_solves_infinity() -> None:
     assert inverse(torch.log, torch.exp)(tensor(math.inf, 1.0))[0] == math.inf
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backsolve import errors, implicit_function, inverse
+from backsolve import Diagonal, errors, implicit_function, inverse
 from backsolve.linalg import LU
 
 EPS = torch.finfo(torch.float64).eps
@@ -43,6 +43,42 @@ def test_an_implicit_function_that_is_not_singular() -> None:
     p = torch.tensor([1e-9, 0.5, 4.0, 1e300], dtype=torch.float64, requires_grad=True)
     implicit_function(lambda y, p: y**2 - p, torch.sqrt)(p).sum().backward()
     torch.testing.assert_close(p.grad, 0.5 / p.detach().sqrt(), rtol=4 * EPS, atol=0)
+
+
+def test_turning_point_that_y_misses_by_the_rounding_of_x() -> None:
+    """Newton for arccosh at 1 stops 1e-8 from 0, where sinh is 1e-8, all of it error."""
+
+    def newton(x: Tensor) -> Tensor:
+        y = torch.ones_like(x)
+        for _ in range(60):
+            y = y - (y.cosh() - x) / y.sinh()
+        return y
+
+    x = torch.tensor([2.0, 1.0], dtype=torch.float64, requires_grad=True)
+    y = inverse(torch.cosh, newton)(x)
+    with pytest.raises(errors.SingularJacobianError, match=r"index \(1,\)"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_dense_turning_point(dtype: torch.dtype) -> None:
+    """J is far from singular in its entries, but the entry cos(asin(1)) is all rounding error."""
+    mix = torch.tensor([[2.0, 1.0], [-1.0, 1.5]], dtype=dtype)
+    forwards = (torch.sin, lambda y: torch.sin(y @ mix.T))
+    solvers = (torch.asin, lambda x: torch.linalg.solve(mix, torch.asin(x).mT).mT)
+    x = torch.tensor([[0.3, 0.5], [1.0, 0.5]], dtype=dtype, requires_grad=True)
+    for f, g in zip(forwards, solvers, strict=True):
+        with pytest.raises(errors.SingularJacobianError, match=r"index \(1,\)"):
+            inverse(f, g, event_dim=1)(x).sum().backward()
+        inverse(f, g, event_dim=1)(x[:1]).sum().backward()
+
+
+def test_opaque_f_with_known_entries_at_a_turning_point() -> None:
+    x = torch.tensor([0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    opaque = inverse(lambda y: y.detach().sin(), np.arcsin, jacobian=Diagonal(entries=torch.cos))
+    torch.testing.assert_close(torch.autograd.grad(opaque(x[:1]).sum(), x)[0][0].item(), 1 / math.sqrt(0.75))
+    with pytest.raises(errors.SingularJacobianError):
+        opaque(x).sum().backward()
 
 
 def test_policies_for_a_singular_element() -> None:

@@ -103,7 +103,7 @@ def test_a_single_element_proves_nothing() -> None:
         inv(several).sum().backward()
 
 
-def test_each_dtype_and_shape_is_probed_once() -> None:
+def test_each_kind_of_input_is_probed_at_the_1st_2nd_4th_and_8th_time() -> None:
     calls: list[int] = []
 
     class Counted(torch.autograd.Function):
@@ -117,13 +117,45 @@ def test_each_dtype_and_shape_is_probed_once() -> None:
             return 2 * v
 
     inv = inverse(Counted.apply, lambda x: x / 2)
-    backward_passes = []
-    for dtype in (torch.float64, torch.float64, torch.float32, torch.float32):
+
+    def backward_passes(dtype: torch.dtype) -> int:
         calls.clear()
         x = torch.ones(3, dtype=dtype, requires_grad=True)
         inv(x).sum().backward()
-        backward_passes.append(len(calls))
-    assert backward_passes == [2, 1, 2, 1]
+        return len(calls)
+
+    assert [backward_passes(torch.float64) for _ in range(9)] == [2, 2, 1, 2, 1, 1, 1, 2, 1]
+    assert [backward_passes(torch.float32) for _ in range(3)] == [2, 2, 1]
+
+
+def test_a_coupling_that_starts_at_zero_is_found_once_it_is_there() -> None:
+    """The last layer of a flow: zero at first, trained away from it."""
+    weight = torch.zeros(3, 3, dtype=torch.float64)
+    inv = inverse(lambda y: y + y @ weight.T, lambda x: torch.linalg.solve(torch.eye(3, dtype=x.dtype) + weight, x))
+    x = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    inv(x).sum().backward()
+    weight += 0.1 * torch.ones(3, 3, dtype=torch.float64)
+    with pytest.raises(errors.StructureError, match="f is not elementwise"):
+        inv(x).sum().backward()
+
+
+@pytest.mark.parametrize(("first", "then", "event_dim"), [((4, 1), (4, 3), 0), ((1, 2), (4, 2), 1)])
+def test_a_dimension_of_size_one_proves_nothing_about_longer_ones(
+    first: tuple[int, ...], then: tuple[int, ...], event_dim: int
+) -> None:
+    axis = -1 if event_dim == 0 else 0
+    inv = inverse(
+        lambda y: y + 0.5 * y.mean(axis, keepdim=True),
+        lambda x: x - x.mean(axis, keepdim=True) / 3,
+        event_dim=event_dim,
+    )
+    for shape, expectation in ((first, None), (first, None), (first, None), (then, errors.StructureError)):
+        x = torch.rand(shape, dtype=torch.float64, requires_grad=True)
+        if expectation is None:
+            inv(x).sum().backward()
+        else:
+            with pytest.raises(expectation):
+                inv(x).sum().backward()
 
 
 def test_verify_off_trusts_the_claim() -> None:

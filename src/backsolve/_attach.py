@@ -21,7 +21,7 @@ from torch import Tensor
 from backsolve import errors
 from backsolve._linearize import Linearization, gradients, relinearize
 from backsolve._solution import OnFailure, first_index, handle_failure
-from backsolve._torch import gradient_edge, graph_is_kept, wanted_gradients
+from backsolve._torch import GradMode, gradient_edge, graph_is_kept, wanted_gradients, without_autocast
 from backsolve.jacobians import Assembled, Jacobian, find_coupling, find_wrong_entries
 
 Gradients = list[Tensor | None]
@@ -36,22 +36,30 @@ class Rule:
     on_failure: OnFailure
     verify: bool
     call: str
-    verified: set[Any] = field(default_factory=set, compare=False)
+    verified: dict[Any, int] = field(default_factory=dict, compare=False)
 
     def assemble(self, at: Linearization) -> Assembled:
-        """Assemble J, after its structure has been verified once for this kind of input."""
+        """Assemble J, and verify its structure where that is due."""
         assembled = self.jacobian.assemble(at)
-        if self.verify:
-            y = at.y
-            key = (y.shape[y.dim() - self.event_dim :], y.dtype, y.device)
-            if key not in self.verified:
-                unit_dims = self.event_dim if self.jacobian.unit_dims is None else self.jacobian.unit_dims
-                several = math.prod(y.shape[: y.dim() - unit_dims]) > 1  # one unit alone cannot show a coupling
-                if several or self.jacobian.entries is not None:
-                    self._verify(at, assembled, unit_dims)
-                if several:
-                    self.verified.add(key)
+        if self.verify and self._is_due(at.y):
+            self._verify(at, assembled)
         return assembled
+
+    @property
+    def unit_dims(self) -> int:
+        """How many rightmost dimensions form a unit that no other unit may influence."""
+        return self.event_dim if self.jacobian.unit_dims is None else self.jacobian.unit_dims
+
+    def _is_due(self, y: Tensor) -> bool:
+        """Whether to probe: the first time for an event shape, dtype, device and pattern of batch dimensions of size 1.
+
+        Then at the 2nd, 4th, 8th, ... time: a coupling may be invisible at first, with weights that start at zero.
+        """
+        batch = y.shape[: y.dim() - self.unit_dims]
+        key = (y.shape[len(batch) :], tuple(n > 1 for n in batch), y.dtype, y.device)
+        times = self.verified.get(key, 0) + 1
+        self.verified[key] = times
+        return not times & (times - 1)
 
     def spoil_singular(self, assembled: Assembled, result: Tensor, event_dim: int) -> Tensor:
         """Apply the failure policy to the events whose J has no inverse."""
@@ -69,17 +77,18 @@ class Rule:
         return errors.singular(self.call, noun, int(failed.sum()), failed.numel(), first, numbers)
 
     @torch.no_grad()
-    def _verify(self, at: Linearization, assembled: Assembled, unit_dims: int) -> None:
-        """Probe the declared structure and the known entries."""
+    def _verify(self, at: Linearization, assembled: Assembled) -> None:
+        """Probe the known entries and the declared structure."""
         if not at.depends_on_y:  # an opaque f with known entries: there is nothing to compare them with
             return
-        if self.jacobian.entries is not None:
+        if at.known is not None:
             wrong = find_wrong_entries(at, assembled)
             if wrong is not None:
                 raise errors.wrong_entries(self.call, *wrong)
-        coupling = find_coupling(at, assembled, unit_dims)
-        if coupling is not None:
-            raise errors.coupled(self.call, "event" if unit_dims else "element", *coupling)
+        if math.prod(at.y.shape[: at.y.dim() - self.unit_dims]) > 1:  # one unit alone cannot show a coupling
+            coupling = find_coupling(at, assembled, self.unit_dims)
+            if coupling is not None:
+                raise errors.coupled(self.call, "event" if self.unit_dims else "element", *coupling)
 
 
 def vjp(rule: Rule, at: Linearization, v: Tensor, wanted: Sequence[bool]) -> Gradients:
@@ -118,10 +127,11 @@ class _Implicit(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         y, *tensors = ctx.saved_tensors  # also autograd's test for changes in place
         wanted = wanted_gradients(ctx)[ctx.has_x :] if tensors else []
-        if torch.is_grad_enabled():
-            w, *others = _differentiable_vjp(ctx.rule, ctx.at, y, grads[0], tensors, wanted)
-        else:
-            w, *others = vjp(ctx.rule, ctx.at, grads[0], wanted)
+        with without_autocast(y.device):
+            if torch.is_grad_enabled():
+                w, *others = _differentiable_vjp(ctx.rule, ctx.at, y, grads[0], tensors, wanted)
+            else:
+                w, *others = vjp(ctx.rule, ctx.at, grads[0], wanted)
         if not graph_is_kept():
             ctx.at = None
         return None, None, None, w if ctx.has_x else None, *others
@@ -162,7 +172,7 @@ class _OnLeaves(torch.autograd.Function):
             t.detach().requires_grad_(t.requires_grad) if own is None else own
             for t, own in zip(tensors, in_place, strict=True)
         ]
-        with torch.enable_grad():
+        with GradMode(True), without_autocast(leaves[0].device):
             outputs = phi(*leaves)
         ctx.phi, ctx.in_place, ctx.leaves, ctx.outputs = phi, in_place, leaves, outputs
         ctx.save_for_backward(*tensors)
@@ -172,7 +182,8 @@ class _OnLeaves(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            grads = _pull(ctx.outputs, ctx.leaves, cotangents)
+            with without_autocast(cotangents[0].device):
+                grads = _pull(ctx.outputs, ctx.leaves, cotangents)
             if not graph_is_kept():
                 ctx.outputs = None
             return None, None, *grads
@@ -183,7 +194,7 @@ class _OnLeaves(torch.autograd.Function):
             return _filled(_pull(phi(*leaves), leaves, v), leaves)
 
         results = _OnLeaves.apply(pulled, [*ctx.in_place, *[None] * len(cotangents)], *tensors, *cotangents)
-        return None, None, *(r if n else None for r, n in zip(results, ctx.needs_input_grad[2:], strict=True))
+        return None, None, *(r if needed else None for r, needed in zip(results, ctx.needs_input_grad[2:], strict=True))
 
 
 def _pull(outputs: Sequence[Tensor], leaves: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Gradients:

@@ -8,7 +8,8 @@ overlap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -21,46 +22,7 @@ from backsolve._torch import LEAF_NODE, is_functorch_wrapped, sequence_number
 Edge = tuple[Node, int]
 
 
-class Reached:
-    """Where the graph of a value ends.
-
-    Attributes:
-        leaves: the leaf tensors, in the order in which they are met.
-        foreign: the edges into nodes that existed before `since`, that is, into tensors computed outside f.
-    """
-
-    __slots__ = ("foreign", "leaves")
-
-    def __init__(self, value: Tensor, since: int) -> None:
-        self.leaves: list[Tensor] = []
-        self.foreign: list[Edge] = []
-        if value.grad_fn is None:
-            self.leaves += [value] if value.requires_grad else []
-            return
-        seen: set[Node | Edge] = set()
-        stack: list[tuple[Node | None, int]] = [(value.grad_fn, value.output_nr)]
-        while stack:
-            node, output = stack.pop()
-            if node is None:
-                continue
-            leaf = isinstance(node, LEAF_NODE)
-            outside = not leaf and node._sequence_nr() < since
-            mark = (node, output) if outside else node
-            if mark in seen:
-                continue
-            seen.add(mark)
-            if leaf:
-                self.leaves.append(getattr(node, "variable"))
-            elif outside:
-                self.foreign.append((node, output))
-            else:
-                stack.extend(node.next_functions)
-
-    def meets(self, leaf: Tensor) -> bool:
-        """Whether this leaf is among those reached."""
-        return any(t is leaf for t in self.leaves)
-
-
+@dataclass(frozen=True)
 class Capture:
     """A tensor that f closes over.
 
@@ -69,11 +31,78 @@ class Capture:
         read: the object that f reads, by whose identity it is replaced; None for a leaf, which f may go on reading.
     """
 
-    __slots__ = ("read", "tensor")
+    tensor: Tensor
+    read: Tensor | None
 
-    def __init__(self, tensor: Tensor, read: Tensor | None) -> None:
-        self.tensor = tensor
-        self.read = read
+
+@dataclass(frozen=True)
+class Traced:
+    """One evaluation of f whose graph ends in known leaves only.
+
+    Attributes:
+        values: what the evaluation returned.
+        captures: what f closes over.
+        leaves: for each capture, the leaf that stands for it in the graph of the values.
+        depends_on_y: whether the graph of the first value leads to y.
+    """
+
+    values: Sequence[Tensor]
+    captures: Sequence[Capture] = ()
+    leaves: Sequence[Tensor] = ()
+    depends_on_y: bool = True
+
+
+class Graph:
+    """The nodes behind some values, up to nodes that are outside.
+
+    Attributes:
+        nodes: the nodes inside.
+        leaves: the leaf tensors, in the order in which they are met.
+        foreign: the edges that lead outside, to tensors that were not computed by f.
+    """
+
+    __slots__ = ("foreign", "leaves", "nodes")
+
+    def __init__(self, values: Iterable[Tensor], outside: Container[Any] = ()) -> None:
+        self.nodes: set[Node] = set()
+        self.leaves: list[Tensor] = []
+        self.foreign: list[Edge] = []
+        seen: set[Node | Edge] = set()
+        stack: list[tuple[Node | None, int]] = []
+        for value in values:
+            if value.grad_fn is not None:
+                stack.append((value.grad_fn, value.output_nr))
+            elif value.requires_grad:
+                self.leaves.append(value)
+        while stack:
+            node, output = stack.pop()
+            if node is None:
+                continue
+            is_foreign = node in outside
+            mark = (node, output) if is_foreign else node
+            if mark in seen:
+                continue
+            seen.add(mark)
+            if isinstance(node, LEAF_NODE):
+                self.leaves.append(getattr(node, "variable"))
+            elif is_foreign:
+                self.foreign.append((node, output))
+            else:
+                self.nodes.add(node)
+                stack.extend(node.next_functions)
+
+    def meets(self, leaf: Tensor) -> bool:
+        """Whether this leaf is among those reached."""
+        return any(t is leaf for t in self.leaves)
+
+    def made_between(self, since: int, until: int) -> bool:
+        """Whether the numbers of the nodes say that all were made by this thread between two moments.
+
+        Each thread counts its own nodes, so a node that another thread made shows as a number that is out of range or
+        taken twice.
+        """
+        numbers = {node._sequence_nr() for node in self.nodes}
+        return len(numbers) == len(self.nodes) and all(since <= n < until for n in numbers)
 
 
 class Recording(TorchFunctionMode):
@@ -135,43 +164,50 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors(tuple(value.values()))
 
 
-def find_captures(
-    evaluate: Callable[[], Tensor], value: Tensor, since: int, known: Sequence[Tensor], call: str
-) -> tuple[Tensor, list[Capture], list[Tensor], bool]:
-    """Find what f closes over, given one evaluation of it, and evaluate it again if something must be replaced.
+def trace(evaluate: Callable[[], Sequence[Tensor]], known: Sequence[Tensor], call: str) -> Traced:
+    """Evaluate f and find what it closes over; evaluate it again if something must be replaced.
 
     Args:
-        evaluate: runs f; called with grad mode on.
-        value: what it returned.
-        since: the autograd sequence number before it ran.
-        known: the leaves that f was given, y first.
+        evaluate: runs f and returns what it computed; called with grad mode on.
+        known: the leaves that f is given, y first.
         call: how messages name the call.
-
-    Returns:
-        The value whose graph to use, the captures, the leaf of that graph that stands for each, and whether the graph
-        leads to y.
     """
-    reached = Reached(value, since)
-    if not reached.foreign and len(reached.leaves) == 1 and reached.leaves[0] is known[0]:
-        return value, [], [], True  # the common case: nothing is closed over
-    own, overlapping = _closed_over(reached, known)
-    # Under another mode a leaf may itself be what that mode puts in the place of a tensor; later f runs without it.
-    replaceable = [get_gradient_edge(t)[:2] for t in own] if has_torch_function_unary(value) else []
-    if not overlapping and not replaceable:
-        return value, [Capture(leaf, None) for leaf in own], own, reached.meets(known[0])
-    with Recording() as recording:
-        evaluate()
-    replaced = recording.captures([*overlapping, *replaceable])
-    stand_ins = [c.tensor.detach().requires_grad_() for c in replaced]
     since = sequence_number()
+    values = evaluate()
+    graph = Graph(values)
+    own, hooked = _closed_over(graph, known)
+    # Under another mode a leaf may itself be what that mode puts in the place of a tensor; later f runs without it.
+    nested = bool(own) and has_torch_function_unary(values[0])
+    if not hooked and not nested and (not own or graph.made_between(since, sequence_number())):
+        return Traced(values, [Capture(leaf, None) for leaf in own], own, _leads_to(known[0], values, graph))
+    return _trace_replacing(evaluate, graph, known, call)
+
+
+def _trace_replacing(
+    evaluate: Callable[[], Sequence[Tensor]], first: Graph, known: Sequence[Tensor], call: str
+) -> Traced:
+    """Evaluate f twice more: to see every tensor that it reads, and with fresh leaves in the place of some."""
+    with Recording() as recording:
+        values = evaluate()
+    outside = first.nodes & Graph(values).nodes  # made once, read by both
+    graph = Graph(values, outside)
+    own, hooked = _closed_over(graph, known)
+    nested = [get_gradient_edge(t)[:2] for t in own] if has_torch_function_unary(known[0]) else []
+    replaced = recording.captures([*graph.foreign, *hooked, *nested])
+    stand_ins = [c.tensor.detach().requires_grad_() for c in replaced]
     with Replacing(replacements(replaced, stand_ins)):
-        value = evaluate()
-    reached = Reached(value, since)
-    own, overlapping = _closed_over(reached, [*known, *stand_ins])
-    if overlapping:
-        raise errors.untraceable(call, _name(overlapping[0]))
+        values = evaluate()
+    graph = Graph(values, outside)
+    own, hooked = _closed_over(graph, [*known, *stand_ins])
+    if graph.foreign or hooked:
+        raise errors.untraceable(call, _name([*graph.foreign, *hooked][0]))
     captures = [*(Capture(leaf, None) for leaf in own), *replaced]
-    return value, captures, [*own, *stand_ins], reached.meets(known[0])
+    return Traced(values, captures, [*own, *stand_ins], _leads_to(known[0], values, graph))
+
+
+def _leads_to(leaf: Tensor, values: Sequence[Tensor], graph: Graph) -> bool:
+    """Whether the first value leads to the leaf; `graph` is that of all values."""
+    return (graph if len(values) == 1 else Graph(values[:1])).meets(leaf)
 
 
 def replacements(captures: Sequence[Capture], stand_ins: Sequence[Tensor]) -> dict[int, Tensor]:
@@ -179,19 +215,17 @@ def replacements(captures: Sequence[Capture], stand_ins: Sequence[Tensor]) -> di
     return {id(c.read): t for c, t in zip(captures, stand_ins, strict=True) if c.read is not None}
 
 
-def _closed_over(reached: Reached, known: Sequence[Tensor]) -> tuple[list[Tensor], list[Edge]]:
-    """Split what was reached into leaves to use as they are, and edges whose tensors must be replaced."""
+def _closed_over(graph: Graph, known: Sequence[Tensor]) -> tuple[list[Tensor], list[Edge]]:
+    """The leaves to use as they are, and the edges of those whose gradient hooks forbid it.
+
+    autograd.grad would run the hooks on our inner gradient, and once more on the final one.
+    """
     given = {id(t) for t in known}
-    own: list[Tensor] = []
-    overlapping = list(reached.foreign)
-    for leaf in reached.leaves:
-        if id(leaf) in given:
-            continue
-        if leaf._backward_hooks:  # autograd.grad would run them on our inner gradient, and once more on the final one
-            overlapping.append(get_gradient_edge(leaf)[:2])
-        else:
-            own.append(leaf)
-    return own, overlapping
+    closed = [t for t in graph.leaves if id(t) not in given]
+    return (
+        [t for t in closed if not t._backward_hooks],
+        [get_gradient_edge(t)[:2] for t in closed if t._backward_hooks],
+    )
 
 
 def _name(edge: Edge) -> str:

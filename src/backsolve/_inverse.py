@@ -16,10 +16,10 @@ from torch.overrides import has_torch_function, has_torch_function_unary
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule
-from backsolve._linearize import linearize_connected
-from backsolve._solution import OnFailure, Solution, Tolerance
+from backsolve._linearize import check_same, linearize_connected
+from backsolve._solution import OnFailure, Solution, Tolerance, spoil
 from backsolve._solve import Problem, Solved, solve
-from backsolve._torch import active_transform
+from backsolve._torch import active_transform, without_autocast
 from backsolve.jacobians import Assembled, Dense, Diagonal, Jacobian
 from backsolve.solvers.foreign import Solver, as_solver, name_of
 
@@ -57,7 +57,13 @@ class Inverse:
     def solve(self, x: Tensor, /, *params: Any, **kwargs: Any) -> Solution:
         """Return y together with its residual and convergence, as a `Solution`."""
         solved = self._run(x, params, kwargs, report=True)
-        return _solution(solved, lambda: self._log_det(solved))
+        with_grad = torch.is_grad_enabled()  # now, not when somebody prints it
+
+        def log_abs_det() -> Tensor:
+            with torch.set_grad_enabled(with_grad):
+                return self._log_det(solved)
+
+        return _solution(solved, log_abs_det)
 
     def with_log_det(self, x: Tensor, /, *params: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Return `(y, log|det dy/dx|)`, the second of shape `(*batch,)` and differentiable like y.
@@ -75,8 +81,7 @@ class Inverse:
         return _eagerly(_made_of_jacobian)(self._problem.rule, self._run(x, params, kwargs), lambda j: j.inverse(), 2)
 
     def __repr__(self) -> str:
-        options = "".join(f", {name}={value!r}" for name, value in self._options.items() if value != _DEFAULTS[name])
-        return f"inverse({name_of(self._f)}, {name_of(self._solver)}{options})"
+        return _representation("inverse", self)
 
     def __reduce__(self) -> Any:
         """Pickle by qualified name if this is what stands there (a decorated solver), else by f, g and options."""
@@ -90,7 +95,12 @@ class Inverse:
 
     def _run(self, x: Tensor, params: tuple[Any, ...], kwargs: dict[str, Any], report: bool = False) -> Solved:
         problem, arguments = self._problem, Arguments(params, kwargs)
-        if not (isinstance(x, Tensor) and x.is_floating_point() and x.dim() >= problem.rule.event_dim):
+        if not (
+            isinstance(x, Tensor)
+            and x.is_floating_point()
+            and x.layout is torch.strided
+            and x.dim() >= problem.rule.event_dim
+        ):
             raise _bad_x(problem, x)
         _check_call(problem, x, arguments)
         if has_torch_function_unary(x):
@@ -118,7 +128,7 @@ class ImplicitFunction:
         return _solution(self._run(params, kwargs, report=True), None)
 
     def __repr__(self) -> str:
-        return f"implicit_function({name_of(self._f)}, {name_of(self._solver)})"
+        return _representation("implicit_function", self)
 
     def __reduce__(self) -> Any:
         return _rebuild, (type(self), self._f, self._solver, self._options)
@@ -157,8 +167,9 @@ def inverse(
 
     Args:
         f: the forward function in torch, `f(y, *params, **kwargs) -> x`, of the shape of y.
-        solver: g, called as `solver(x, *params, **kwargs)` with detached tensors, once a call; returns y. A torch
-            function, a NumPy or SciPy ufunc, or `backsolve.solvers.numpy_solver(fn)`.
+        solver: g, called as `solver(x, *params, **kwargs)` with detached tensors, under `torch.no_grad()`, once a call;
+            returns y and writes into none of its arguments. A torch function, a NumPy or SciPy ufunc, or
+            `backsolve.solvers.numpy_solver(fn)`.
         event_dim: how many rightmost dimensions f mixes: 0 if it is elementwise, 1 for vectors, 2 for matrices. All
             dimensions to the left are batch.
         jacobian: the structure of J: `Diagonal()` if `event_dim = 0`, else `Dense()`, unless said otherwise.
@@ -170,9 +181,10 @@ def inverse(
             `rtol |y| + atol`. Default: rtol = sqrt(eps) of the dtype; atol = eps, and 0 for events with |x| < eps.
             `math.inf`: no test.
         on_failure: what happens to events that fail the test, or whose J is singular: "raise" an error, "warn", turn
-            them (and all their gradients) to "nan", or "ignore" it.
-        verify: before the first gradient for a new event shape, dtype or device, probe that f mixes no more than was
-            declared.
+            them and all their gradients to "nan", or "ignore" it. A param that failed events share has a gradient
+            of NaN, as it is a sum over events; select the good events before the call to keep it.
+        verify: probe that f mixes no more than was declared, before the first gradient for a new event shape, dtype,
+            device or pattern of batch dimensions, and again at the 2nd, 4th, 8th, ... time.
 
     Returns:
         An `Inverse`, to be called as `y = inv(x, *params, **kwargs)`.
@@ -192,15 +204,15 @@ def inverse(
     Reference:
         S. G. Krantz, H. R. Parks, The Implicit Function Theorem, Birkhäuser 2002.
     """
-    options = _options(
-        event_dim=event_dim,
-        jacobian=jacobian,
-        param_event_dims=param_event_dims,
-        refine=refine,
-        residual_tol=residual_tol,
-        on_failure=on_failure,
-        verify=verify,
-    )
+    options = {
+        "event_dim": event_dim,
+        "jacobian": jacobian,
+        "param_event_dims": param_event_dims,
+        "refine": refine,
+        "residual_tol": residual_tol,
+        "on_failure": on_failure,
+        "verify": verify,
+    }
     return Inverse(f, solver, options)
 
 
@@ -224,8 +236,8 @@ def inverse_of(f: Callable[..., Tensor], **options: Any) -> Callable[[Solver], I
     """
 
     def decorate(solver: Solver) -> Inverse:
-        decorated = inverse(f, solver, **options)
-        functools.update_wrapper(decorated, solver)
+        decorated = Inverse(f, solver, _options(options))
+        functools.update_wrapper(decorated, solver, updated=())  # not its attributes: it may be an Inverse
         return decorated
 
     return decorate
@@ -250,21 +262,13 @@ def implicit_function(c: Callable[..., Tensor], solver: Solver, **options: Any) 
         >>> p.grad  # 1 / (2 sqrt(p))
         tensor(0.2500, dtype=torch.float64)
     """
-    return ImplicitFunction(c, solver, _options(**options))
+    return ImplicitFunction(c, solver, _options(options))
 
 
-_DEFAULTS: dict[str, Any] = {
-    "event_dim": 0,
-    "jacobian": None,
-    "param_event_dims": None,
-    "refine": 0,
-    "residual_tol": None,
-    "on_failure": "raise",
-    "verify": True,
-}
+_DEFAULTS: dict[str, Any] = dict(inverse.__kwdefaults__ or {})  # one place for the options of all three
 
 
-def _options(**given: Any) -> dict[str, Any]:
+def _options(given: dict[str, Any]) -> dict[str, Any]:
     for name in given:
         if name not in _DEFAULTS:
             raise errors.bad_option(name, f"one of {', '.join(_DEFAULTS)}", given[name])
@@ -310,7 +314,7 @@ def _check_event_dims(dims: ParamEventDims) -> None:
 
 
 def _bad_x(problem: Problem, x: Any) -> errors.ArgumentError:
-    if isinstance(x, Tensor) and x.is_floating_point():
+    if isinstance(x, Tensor) and x.is_floating_point() and x.layout is torch.strided:
         return errors.too_few_dimensions(problem.call, x.shape, problem.rule.event_dim)
     return errors.bad_input(problem.call, x)
 
@@ -328,11 +332,20 @@ def _check_call(problem: Problem, x: Tensor | None, arguments: Arguments) -> Non
 
 
 def _made_of_jacobian(rule: Rule, solved: Solved, make: Callable[[Assembled], Tensor], event_groups: int) -> Tensor:
-    """A function of J at y, differentiable in everything that y depends on."""
-    with torch.enable_grad():
+    """A function of J at y, differentiable in everything that y depends on; NaN where y is."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            return _made_of_jacobian(rule, solved, make, event_groups)
+    with without_autocast(solved.y.device):
         at = linearize_connected(solved.forward, solved.y)
-    assembled = rule.assemble(at)
-    return rule.spoil_singular(assembled, make(assembled), rule.event_dim * event_groups)
+        if solved.value is not None:  # f is evaluated later than in the call, which may be much later
+            check_same(rule.call, *(torch.where(solved.y.isnan(), 0.0, v) for v in (solved.value, at.value)))
+        assembled = rule.assemble(at)
+        trailing_dims = rule.event_dim * event_groups
+        result = rule.spoil_singular(assembled, make(assembled), trailing_dims)
+    if solved.check is not None and rule.on_failure == "nan":
+        result = spoil(solved.check.failed, trailing_dims, result)
+    return result if solved.y.requires_grad else result.detach()
 
 
 def _eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -343,6 +356,11 @@ def _eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
 def _solution(solved: Solved, log_abs_det: Callable[[], Tensor] | None) -> Solution:
     assert solved.check is not None
     return Solution(solved.y, solved.check.residual, ~solved.check.failed, None, log_abs_det)
+
+
+def _representation(kind: str, made: Inverse | ImplicitFunction) -> str:
+    options = "".join(f", {name}={value!r}" for name, value in made._options.items() if value != _DEFAULTS[name])
+    return f"{kind}({name_of(made._f)}, {name_of(made._solver)}{options})"
 
 
 def _rebuild(kind: type, f: Any, solver: Any, options: dict[str, Any]) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from types import BuiltinFunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -13,45 +12,61 @@ from torch.autograd.graph import GradientEdge
 
 from backsolve import errors
 from backsolve._arguments import Arguments
-from backsolve._closure import Capture, Reached, Replacing, find_captures, replacements
-from backsolve._torch import GradMode, autocast_is_on, gradient_edge, pull_back, sequence_number
+from backsolve._closure import Graph, Replacing, Traced, replacements, trace
+from backsolve._torch import GradMode, gradient_edge, is_torch_function, pull_back, versions, without_autocast
+from backsolve.jacobians import Jacobian
 
 
 class Forward:
     """f together with the params of one call: a function of y and of tensors to put in the place of the params'."""
 
-    __slots__ = ("arguments", "call", "event_dim", "f", "implicit")
+    __slots__ = ("arguments", "call", "event_dim", "f", "implicit", "jacobian")
 
     def __init__(
-        self, f: Callable[..., Tensor], arguments: Arguments, event_dim: int, call: str, implicit: bool
+        self,
+        f: Callable[..., Tensor],
+        arguments: Arguments,
+        jacobian: Jacobian,
+        event_dim: int,
+        call: str,
+        implicit: bool,
     ) -> None:
         self.f = f
-        self.implicit = implicit
         self.arguments = arguments
+        self.jacobian = jacobian
         self.event_dim = event_dim
         self.call = call
+        self.implicit = implicit
 
     def __call__(self, y: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Evaluate f(y, *params) with autocast off, and check that the result can be x."""
         args, kwargs = self.arguments.rebuild(tensors)
-        if autocast_is_on():
-            with torch.autocast(y.device.type, enabled=False):
-                z = self.f(y, *args, **kwargs)
-        else:
+        before = versions((y, *tensors))
+        with without_autocast(y.device):
             z = self.f(y, *args, **kwargs)
         if not isinstance(z, Tensor) or z.shape != y.shape or z.dtype != y.dtype or z.device != y.device:
             raise self._bad_output(y, z)
+        if versions((y, *tensors)) != before:
+            raise errors.forward_changed_input(self.call)
         return z
 
     def value(self, y: Tensor) -> Tensor:
         """f(y) without a graph."""
-        with torch.no_grad():
-            return self(y, self.arguments.tensors)
+        with GradMode(False):
+            return self(y.detach(), self.arguments.tensors)
 
-    @property
-    def closes_over_nothing(self) -> bool:
-        """Whether f is a function of torch itself, such as torch.sin. A tensor's bound method is not."""
-        return isinstance(self.f, BuiltinFunctionType) and isinstance(self.f.__self__, type | ModuleType)
+    def with_entries(self, y: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """f(y) and, if the user knows J, its entries."""
+        z, known = self(y, tensors), self.jacobian.entries
+        if known is None:
+            return (z,)
+        args, kwargs = self.arguments.rebuild(tensors)
+        with without_autocast(y.device):
+            entries = known(y, *args, **kwargs)
+        shape = self.jacobian.entries_shape(y.shape, self.event_dim)
+        if not isinstance(entries, Tensor) or entries.shape != shape or entries.dtype != y.dtype:
+            raise errors.bad_entries(self.call, shape, y.dtype, entries)
+        return z, entries
 
     def _bad_output(self, y: Tensor, z: Any) -> errors.ForwardOutputError:
         if not isinstance(z, Tensor):
@@ -72,28 +87,25 @@ class Forward:
 class Linearization:
     """f near one y: its value and its vector-Jacobian products, from the graph of one evaluation.
 
-    `inputs` are the leaves that stand for the params' tensors and for the captures, in this order.
+    `inputs` are the leaves that stand for the params' tensors and for the captures, in this order. `known` are the
+    entries of J that the user's formula gave in the same evaluation.
     """
 
-    __slots__ = ("_output", "captures", "depends_on_y", "event_dim", "forward", "implicit", "inputs", "value", "y")
+    __slots__ = (
+        "_output", "captures", "depends_on_y", "event_dim", "forward", "implicit", "inputs", "known", "value", "y",
+    )  # fmt: skip
 
-    def __init__(
-        self,
-        forward: Forward,
-        y: Tensor,
-        output: Tensor,
-        inputs: Sequence[Tensor] = (),
-        captures: Sequence[Capture] = (),
-        depends_on_y: bool = True,
-    ) -> None:
+    def __init__(self, forward: Forward, y: Tensor, traced: Traced, inputs: Sequence[Tensor]) -> None:
+        output = traced.values[0]
         self.forward = forward
         self.event_dim = forward.event_dim
         self.implicit = forward.implicit
         self.y = y
         self.inputs = inputs
-        self.captures = captures
+        self.captures = traced.captures
         self.value = output.detach()
-        self.depends_on_y = depends_on_y
+        self.known = traced.values[1] if len(traced.values) > 1 else None
+        self.depends_on_y = traced.depends_on_y and output.requires_grad
         # The edge keeps the graph, but not the data of f(y).
         self._output = [gradient_edge(output)] if output.requires_grad else []
 
@@ -111,11 +123,13 @@ class Linearization:
         options = {"retain_graph": True, "create_graph": torch.is_grad_enabled(), "materialize_grads": True}
         try:
             return torch.autograd.grad(self._edge(), (self.y,), (vs,), is_grads_batched=True, **options)[0]
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:  # a Function without vmap support, data-dependent control flow, ...
             return torch.stack([self.pull(v) for v in vs])
 
     def _edge(self) -> list[GradientEdge]:
-        if not (self.depends_on_y and self._output):
+        if not self.depends_on_y:
             raise errors.no_dependence(self.forward.call)
         return self._output
 
@@ -126,22 +140,9 @@ class Linearization:
         leaves = [t if w else None for t, w in zip(self.inputs, wanted, strict=True)]
         return gradients(self._output, leaves, [v])
 
-    def entries(self, known: Callable[..., Tensor], shape: torch.Size) -> Tensor:
-        """The user's formula for J at this y, with the same replacements as f."""
-        n_params = len(self.inputs) - len(self.captures)
-        args, kwargs = self.forward.arguments.rebuild(self.inputs[:n_params])
-        with Replacing(replacements(self.captures, self.inputs[n_params:])):
-            found = known(self.y, *args, **kwargs)
-        if not isinstance(found, Tensor) or found.shape != shape or found.dtype != self.y.dtype:
-            raise errors.bad_entries(self.forward.call, shape, self.y.dtype, found)
-        return found
-
-    def derivative_near(self, y: Tensor, v: Tensor) -> Tensor:
-        """`J(y)^T v` at another y."""
-        y = y.detach().requires_grad_()
-        with torch.enable_grad():
-            z = self.forward(y, self.forward.arguments.tensors)
-        return torch.autograd.grad(z, y, v)[0]
+    def moved(self, y: Tensor) -> Linearization:
+        """f linearised at another y."""
+        return linearize(self.forward, y)
 
 
 def gradients(
@@ -152,53 +153,67 @@ def gradients(
     if not outputs or not chosen:
         return [None] * len(leaves)
     if any(t._backward_hooks for t in chosen):  # they would run on this inner gradient, and once more on the final one
-        raise errors.untraceable("inverse(...)", "a leaf on which a gradient hook was registered after the call")
+        raise errors.late_hook()
     found = iter(pull_back(outputs, chosen, cotangents))
     return [next(found) if t is not None and t.requires_grad else None for t in leaves]
 
 
 def linearize(forward: Forward, y: Tensor) -> Linearization:
     """Evaluate f at y on fresh leaves, and find what it closes over."""
-    y = y.detach().requires_grad_()
-    tensors = [t.detach().requires_grad_(t.requires_grad) for t in forward.arguments.tensors]
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            return linearize(forward, y)
+    y = _leaf(y, True)
+    tensors = [_leaf(t, t.requires_grad) for t in forward.arguments.tensors]
     with GradMode(True):
-        since = sequence_number()
-        value = forward(y, tensors)
-        if forward.closes_over_nothing:
-            return Linearization(forward, y, value, tensors, (), value.requires_grad)
-        value, captures, leaves, depends_on_y = find_captures(
-            lambda: forward(y, tensors), value, since, (y, *tensors), forward.call
-        )
-    return Linearization(forward, y, value, (*tensors, *leaves), captures, depends_on_y)
+        if is_torch_function(forward.f) and forward.jacobian.entries is None:  # it closes over nothing
+            traced = Traced([forward(y, tensors)])
+        else:
+            traced = trace(lambda: forward.with_entries(y, tensors), (y, *tensors), forward.call)
+    return Linearization(forward, y, traced, (*tensors, *traced.leaves))
+
+
+def _leaf(t: Tensor, requires_grad: bool) -> Tensor:
+    """A leaf on the memory of t; autograd cannot record what inference mode made, so that is copied."""
+    return (t.clone() if t.is_inference() else t.detach()).requires_grad_(requires_grad)
 
 
 def linearize_connected(forward: Forward, y: Tensor) -> Linearization:
     """Evaluate f at a y with a graph of its own: what is made of J there is a function of x and the params."""
-    y = y.view_as(y) if y.requires_grad else y.detach().requires_grad_()
-    return Linearization(forward, y, forward(y, forward.arguments.tensors), forward.arguments.tensors)
+    y = y.view_as(y) if y.requires_grad else _leaf(y, True)
+    with GradMode(True):
+        values = forward.with_entries(y, forward.arguments.tensors)
+    return Linearization(forward, y, Traced(values), forward.arguments.tensors)
 
 
 def relinearize(first: Linearization, y: Tensor, inputs: Sequence[Tensor]) -> Linearization:
-    """Evaluate f again on other leaves, for a derivative of a derivative."""
+    """Evaluate f again on other leaves, for a derivative of a derivative; refuse an f that is no longer the same."""
     forward, captures = first.forward, first.captures
     n_params = len(inputs) - len(captures)
-    with Replacing(replacements(captures, inputs[n_params:])):
-        value = forward(y, inputs[:n_params])
-    _check_same(first, value)
+    stand_ins = inputs[n_params:]
+    with Replacing(replacements(captures, stand_ins)):
+        values = forward.with_entries(y, inputs[:n_params])
     known = {id(t) for t in (y, *inputs)}
-    for leaf in Reached(value, 0).leaves:
+    for leaf in Graph(values).leaves:
         if id(leaf) not in known:
-            raise errors.untraceable(
-                forward.call, f"another leaf than in the call, {errors.describe(leaf)}; is it cached?"
-            )
-    return Linearization(forward, y, value, inputs, captures, first.depends_on_y)
+            what = f"another leaf than in the call, {errors.describe(leaf)}; is it cached?"
+            raise errors.untraceable(forward.call, what)
+    again = Linearization(forward, y, Traced(values, captures, stand_ins, first.depends_on_y), inputs)
+    check_same(forward.call, first.value, again.value)
+    with GradMode(False):
+        if first.known is not None and again.known is not None:
+            check_same(forward.call, first.known, again.known)
+        if first.depends_on_y:  # where f(y) is 0 its value says little; the old graph also knows what changed in place
+            ones = torch.ones_like(y)
+            check_same(forward.call, first.pull(ones), again.pull(ones))
+    return again
 
 
-def _check_same(first: Linearization, value: Tensor) -> None:
+def check_same(call: str, before: Tensor, after: Tensor) -> None:
     """Refuse an f that is no longer the f of the call; equal bits are the rule, rounding may differ on some devices."""
-    if torch.equal(first.value, value.detach()):
+    if torch.equal(before, after):
         return
-    difference = (first.value - value.detach()).abs()
-    tolerance = math.sqrt(torch.finfo(value.dtype).eps) * first.value.abs().amax()
-    if not (difference <= tolerance).all():
-        raise errors.changed_between(first.forward.call, difference.nan_to_num(math.inf).max().item())
+    close = math.sqrt(torch.finfo(before.dtype).eps)
+    if not torch.isclose(before, after, rtol=close, atol=0.0, equal_nan=True).all():
+        difference = torch.where(before == after, 0.0, before - after).abs().nan_to_num(math.inf).max().item()
+        raise errors.changed_between(call, difference)

@@ -53,7 +53,7 @@ class Tolerance:
 
     The free test is `|f(y) - x| <= rtol max(|x|, |f(y)|)` in the maximum norm of the event. An event that fails it
     may still be as good as the arithmetic allows (x near 0, or an f that subtracts large numbers), so it is judged
-    by its Newton step instead: it passes if that moves y by at most `rtol |y| + atol`.
+    by its Newton step instead: it passes if that moves y by at most `rtol |y| + atol`, and J is about the same there.
 
     `rtol=None` is sqrt(eps) of the dtype. `atol=None` is eps, but 0 for events with |x| < eps: a probability
     of 1e-300 must not pass with any tiny y.
@@ -97,6 +97,9 @@ class Check:
     step: Tensor | None = None
 
 
+Newton = Callable[[Tensor, Tensor], Tensor]  # J(y)^-1 r from y and r
+
+
 def event_norm(t: Tensor, event_dim: int) -> Tensor:
     """The maximum norm of each event, shape `(*batch,)`."""
     t = t.detach().abs()
@@ -112,7 +115,7 @@ def check_residual(
     z: Tensor,
     event_dim: int,
     tolerance: Tolerance,
-    newton_step: Callable[[], Tensor],
+    newton: Callable[[Tensor, Tensor], Tensor],
 ) -> Check:
     """Test `z = f(y)` against x, event by event.
 
@@ -122,20 +125,40 @@ def check_residual(
         z: `f(y)`.
         event_dim: the number of event dimensions.
         tolerance: when an event counts as solved.
-        newton_step: computes `J^-1 (f(y) - x)`; called only if the free test fails somewhere.
+        newton: computes `J(y)^-1 r` from y and r; called only if the free test fails somewhere.
     """
     difference = z if x is None else torch.where(z == x, 0.0, z - x)  # inf - inf is NaN, yet inf = inf
     residual = event_norm(difference, event_dim)
-    z_norm = event_norm(z, event_dim)
-    x_norm = torch.zeros_like(z_norm) if x is None else event_norm(x, event_dim)
+    if tolerance.off:
+        return Check(torch.zeros_like(residual, dtype=torch.bool), residual)
+    # An infinite component must not lend its size to the others.
+    z_norm = event_norm(_finite(z), event_dim)
+    x_norm = torch.zeros_like(z_norm) if x is None else event_norm(_finite(x), event_dim)
     rtol = tolerance.relative(y.dtype)
-    failed = ~(residual <= rtol * torch.maximum(x_norm, z_norm))  # NaN compares false and fails
+    failed = ~(residual <= rtol * torch.maximum(x_norm, z_norm))  # NaN compares false: failed
     if not failed.any():
         return Check(failed, residual)
-    step = event_norm(newton_step(), event_dim)
-    y_norm = event_norm(y, event_dim)
-    passed = (step <= rtol * y_norm + tolerance.absolute(x_norm)) & residual.isfinite()
-    return Check(failed & ~passed, residual, step)
+    step = newton(y, difference)
+    size, y_norm = event_norm(step, event_dim), event_norm(_finite(y), event_dim)
+    small = (size <= rtol * y_norm + tolerance.absolute(x_norm)) & residual.isfinite()
+    if (failed & small).any():
+        small &= _believable(y, step, difference, event_dim, newton)
+    return Check(failed & ~small, residual, size)
+
+
+def _believable(y: Tensor, step: Tensor, difference: Tensor, event_dim: int, newton: Newton) -> Tensor:
+    """Whether the Newton step tells how far y is off: J must be about the same at its other end.
+
+    Beside a pole, as of tan at pi / 2, and at a steep end, as of logit at 1, the step is as small as the distance to
+    it. The end is moved by the rounding of y as well, for steps that are smaller than that.
+    """
+    size = event_norm(step, event_dim)
+    again = event_norm(newton((y - step) * (1 + 4 * torch.finfo(y.dtype).eps), difference), event_dim)
+    return (size == 0) | ((again <= 2 * size) & (size <= 2 * again))
+
+
+def _finite(t: Tensor) -> Tensor:
+    return torch.where(t.isfinite(), t, 0.0)
 
 
 def obviously_solved(x: Tensor, z: Tensor, rtol: float) -> bool:
@@ -153,10 +176,7 @@ def handle_failure(
     result: Tensor,
     error: Callable[[], errors.BacksolveError],
 ) -> Tensor:
-    """Do with the failed events what the caller asked for: raise, warn, spoil them, or nothing.
-
-    A spoiled event is multiplied by NaN rather than overwritten, so that its gradients of every order are NaN too.
-    """
+    """Do with the failed events what the caller asked for: raise, warn, spoil them, or nothing."""
     if on_failure == "ignore" or not failed.any():
         return result
     if on_failure == "raise":
@@ -164,8 +184,16 @@ def handle_failure(
     if on_failure == "warn":
         warnings.warn(str(error()), errors.BacksolveWarning, stacklevel=4)
         return result
-    spoil = torch.where(failed, torch.nan, 1.0).to(result.dtype)
-    return result * spoil.reshape(spoil.shape + (1,) * event_dim)
+    return spoil(failed, event_dim, result)
+
+
+def spoil(failed: Tensor, event_dim: int, result: Tensor) -> Tensor:
+    """Turn the failed events to NaN, and their gradients of every order.
+
+    They are multiplied by NaN; overwriting would cut the graph, and leave gradients of 0.
+    """
+    factor = torch.where(failed, torch.nan, 1.0).to(result.dtype)
+    return result * factor.reshape(factor.shape + (1,) * event_dim)
 
 
 def first_index(failed: Tensor) -> tuple[int, ...]:
@@ -212,6 +240,13 @@ def _remedy(check: Check, y: Tensor, x: Tensor, z: Tensor, event_dim: int) -> st
                 f"the differences are whole multiples of {name}: f(y) and x agree up to a period. Reduce x to the "
                 "principal period before the call, or let g return the y of the same revolution as x"
             )
+    eps = torch.finfo(y.dtype).eps
+    near_zero = event_norm(y, event_dim) <= eps**0.5
+    if check.step is not None and bool(((check.step <= eps**0.5) & near_zero)[check.failed].all()):
+        return (
+            "y is 0 up to the step named above. If such an error does not matter to you, say how large it may be: "
+            "residual_tol=(None, atol)"
+        )
     if check.step is not None and bool((check.step <= 0.1 * event_norm(y, event_dim))[check.failed].all()):
         return (
             "g is close but not exact: refine=5 polishes y with up to 5 Newton steps; or tighten g's own tolerance, "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from sys import getrefcount
 from typing import Any
 
 import torch
@@ -22,9 +22,9 @@ from backsolve._solution import (
     obviously_solved,
     residual_error,
 )
-from backsolve._torch import GradMode, share_memory, weights_are_cached
+from backsolve._torch import GradMode, owns_its_memory, versions, weights_are_cached, without_autocast
 from backsolve.errors import ResidualError
-from backsolve.solvers.foreign import Solver, to_tensor
+from backsolve.solvers.foreign import NumpySolver, Solver, to_tensor
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Problem:
 
     def bind(self, arguments: Arguments, *, implicit: bool) -> Forward:
         """f with the params of one call."""
-        return Forward(self.f, arguments, self.rule.event_dim, self.call, implicit)
+        return Forward(self.f, arguments, self.rule.jacobian, self.rule.event_dim, self.call, implicit)
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Solved:
     y: Tensor
     forward: Forward
     check: Check | None
+    value: Tensor | None  # f(y), if it was worked out for the verdict
 
 
 def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: bool = False) -> Solved:
@@ -66,35 +67,35 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
         report: work out the verdict for every event, also where the options need none.
     """
     forward = problem.bind(arguments, implicit=x is None)
-    y = run_solver(problem, x, arguments, forward)
-    if x is not None and x.shape != y.shape:
-        x = x.expand(y.shape)
-    target = None if x is None else x.detach()
-    found = y
-    if problem.refine:
-        y = refine(problem, forward, y, target)
-    at = _linearize_if_needed(forward, y, x)
-    check = None
-    if report or not (problem.tolerance.off or problem.rule.on_failure == "ignore"):
-        check = _check(problem, forward, y, target, at, report)
-    result = y if at is None else attach(problem.rule, at, y, x)
-    if check is not None:
-        verdict, value = check
-        result = handle_failure(
-            problem.rule.on_failure,
-            verdict.failed,
-            problem.rule.event_dim,
-            result,
-            lambda: _residual_error(problem, forward, verdict, found, y, target, value),
-        )
-    return Solved(result, forward, check[0] if check else None)
+    found = run_solver(problem, x, arguments, forward)
+    if x is not None and x.shape != found.shape:
+        x = x.expand(found.shape)
+    with without_autocast(found.device):
+        target = None if x is None else x.detach()
+        y = refine(problem, forward, found, target) if problem.refine else found
+        at = _linearize_if_needed(forward, y, x)
+        check = None
+        if report or not (problem.tolerance.off or problem.rule.on_failure == "ignore"):
+            check = _check(problem, forward, y, target, at, report)
+        result = y if at is None else attach(problem.rule, at, y, x)
+    if check is None:
+        return Solved(result, forward, None, None)
+    verdict, value = check
+    result = handle_failure(
+        problem.rule.on_failure,
+        verdict.failed,
+        problem.rule.event_dim,
+        result,
+        lambda: _residual_error(problem, forward, verdict, found, y, target, value),
+    )
+    return Solved(result, forward, verdict, value)
 
 
 def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward: Forward) -> Tensor:
     """Call g on detached tensors, without a graph, and make sure that what it returns can be y."""
     given = arguments.tensors if x is None else (x, *arguments.tensors)
     detached = [t.detach() for t in given]
-    versions = _versions(detached)  # detached tensors share the counters of changes
+    before = versions(detached)
     with GradMode(torch.is_grad_enabled() and weights_are_cached()):
         if x is None:
             args, kwargs = arguments.rebuild(detached)
@@ -102,36 +103,42 @@ def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward
         else:
             args, kwargs = arguments.rebuild(detached[1:])
             result = problem.solver(detached[0], *args, **kwargs)
-    if _versions(detached) != versions:
-        changed_x = x is not None and _versions(detached)[0] != versions[0]
+    if versions(detached) != before:
+        changed_x = x is not None and versions(detached[:1]) != before[:1]
         raise errors.solver_changed_input(problem.call, "x" if changed_x else "params")
-    y = _as_solution(problem, result, next((t for t in given if t.is_floating_point()), None) if x is None else x)
+    fresh = isinstance(problem.solver, NumpySolver) or not isinstance(result, Tensor)
+    held = getrefcount(result) > _REFERENCES
+    y = as_solution(problem.call, result, next((t for t in given if t.is_floating_point()), None) if x is None else x)
     if x is not None and x.shape != y.shape:
         _check_broadcast(problem, forward, y, x)
-    for t in given:
-        if share_memory(y, t):
-            return y.clone()
-    return y
+    del result
+    # A buffer that g will write to again, a view of x, a weight: y must not change with them.
+    return y if fresh or (owns_its_memory(y) and not held) else y.clone()
 
 
-def _versions(tensors: Sequence[Tensor]) -> list[int]:
-    return [0 if t.is_inference() else t._version for t in tensors]
+def _count_references() -> int:
+    fresh = object()
+    return getrefcount(fresh)
 
 
-def _as_solution(problem: Problem, result: Any, like: Tensor | None) -> Tensor:
+_REFERENCES = _count_references()  # of an object that only one local variable holds
+
+
+def as_solution(call: str, result: Any, like: Tensor | None) -> Tensor:
+    """What g returned as a tensor without a graph, of the dtype and device of `like`."""
     if not isinstance(result, Tensor):
         if not hasattr(result, "__array__"):
             raise errors.bad_solver_output(
-                problem.call,
+                call,
                 "a torch.Tensor (or a NumPy array)",
                 errors.describe(result),
                 "return one tensor of the shape, dtype and device of x; for NumPy code there is solvers.numpy_solver",
             )
-        result = to_tensor(result, like, copy=True, call=problem.call)
+        result = to_tensor(result, like, copy=True, call=call)
     y = result.detach()
     if like is not None and (y.dtype != like.dtype or y.device != like.device):
         raise errors.bad_solver_output(
-            problem.call,
+            call,
             f"dtype {like.dtype} on {like.device}, like x",
             errors.describe(y),
             f"convert the result in g: y.to(x), that is, to {like.dtype} on {like.device}",
@@ -150,7 +157,7 @@ def _check_broadcast(problem: Problem, forward: Forward, y: Tensor, x: Tensor) -
         for dim, n in enumerate(x.shape):
             small = small.narrow(dim, 0, n)
         args, kwargs = forward.arguments.rebuild(forward.arguments.tensors)
-        z = problem.f(small, *args, **kwargs)
+        z = problem.f(small.clone(), *args, **kwargs)
         fits = isinstance(z, Tensor) and z.shape == y.shape
     if not fits:
         raise errors.bad_solver_output(
@@ -180,10 +187,11 @@ def _check(
     if not report and x is not None and obviously_solved(x, z, problem.tolerance.relative(y.dtype)):
         return None
 
-    def newton_step() -> Tensor:
-        return _newton_step(problem, linearize(forward, y) if at is None else at, x)
+    def newton(y: Tensor, difference: Tensor) -> Tensor:
+        there = at if at is not None and at.y.data_ptr() == y.data_ptr() else linearize(forward, y)
+        return _newton_step(problem, there, difference)
 
-    return check_residual(y, x, z, problem.rule.event_dim, problem.tolerance, newton_step), z
+    return check_residual(y, x, z, problem.rule.event_dim, problem.tolerance, newton), z
 
 
 def _residual_error(
@@ -195,9 +203,9 @@ def _residual_error(
 
 
 @torch.no_grad()
-def _newton_step(problem: Problem, at: Linearization, x: Tensor | None) -> Tensor:
+def _newton_step(problem: Problem, at: Linearization, difference: Tensor) -> Tensor:
     """`J^-1 (f(y) - x)`."""
-    return problem.rule.jacobian.assemble(at).solve(at.value if x is None else at.value - x)
+    return problem.rule.jacobian.assemble(at).solve(difference)
 
 
 @torch.no_grad()
@@ -210,8 +218,9 @@ def refine(problem: Problem, forward: Forward, y: Tensor, x: Tensor | None) -> T
     k = problem.rule.event_dim
     at = linearize(forward, y)
     for _ in range(problem.refine):
-        before = event_norm(at.value if x is None else at.value - x, k)
-        trial = y - _newton_step(problem, at, x)
+        difference = at.value if x is None else at.value - x
+        before = event_norm(difference, k)
+        trial = y - _newton_step(problem, at, difference)
         trial_value = forward.value(trial)
         better = event_norm(trial_value if x is None else trial_value - x, k) < before  # NaN is never better
         if not better.any():

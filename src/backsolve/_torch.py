@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import BuiltinFunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch.nn.utils import parametrize
 
 _C: Any = torch._C  # its submodules have no stubs
 
+_NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
 _ENGINE: Any = Variable._execution_engine
 LEAF_NODE: Any = _C._functions.AccumulateGrad
 """The node that ends every path of a graph and holds its leaf tensor as `variable`."""
@@ -40,6 +43,16 @@ def sequence_number() -> int:
     return torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
 
 
+def is_torch_function(f: Any) -> bool:
+    """Whether f is a function of torch itself, such as torch.sin: it reads no tensor but its arguments.
+
+    A bound method of a tensor, such as weight.mul, is a builtin function too, and reads that tensor.
+    """
+    if not isinstance(f, BuiltinFunctionType):
+        return False
+    return f.__self__ is None or isinstance(f.__self__, ModuleType)
+
+
 def gradient_edge(tensor: Tensor) -> GradientEdge:
     """Where the graph of a tensor starts; `get_gradient_edge` without 2 us of checks."""
     node = tensor.grad_fn
@@ -59,9 +72,14 @@ def pull_back(
     )
 
 
-def autocast_is_on() -> bool:
-    """Whether autocast is active for any kind of device."""
-    return _C._is_any_autocast_enabled()
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which autocast is off: J in bfloat16 would be off by a percent."""
+    return torch.autocast(device.type, enabled=False) if _C._is_any_autocast_enabled() else _NO_CONTEXT
+
+
+def versions(tensors: Iterable[Tensor]) -> list[int]:
+    """The counters of changes in place, which a tensor shares with its views and detached aliases."""
+    return [0 if t.is_inference() else t._version for t in tensors]
 
 
 def graph_is_kept() -> bool:
@@ -99,9 +117,10 @@ def is_functorch_wrapped(tensor: Tensor) -> bool:
     return _C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
-def share_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether one tensor is, or views, the storage of the other."""
-    return _C._is_alias_of(a, b)
+def owns_its_memory(tensor: Tensor) -> bool:
+    """Whether no other tensor, and no foreign library, knows the storage of this one."""
+    storage = tensor.untyped_storage()
+    return storage.resizable() and _C._storage_Use_Count(storage._cdata) <= 2  # the tensor's, and `storage` itself
 
 
 def weights_are_cached() -> bool:

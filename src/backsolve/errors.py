@@ -166,6 +166,19 @@ def bad_forward_output(call: str, expected: str, got: str, remedy: str) -> Forwa
     return ForwardOutputError(document(call, problem, expected=expected, got=got, remedy=remedy))
 
 
+def forward_changed_input(call: str) -> ForwardOutputError:
+    """f wrote into y or into one of its params."""
+    return ForwardOutputError(
+        document(
+            call,
+            "the forward function f changed y or a param in place.",
+            expected="an f that leaves its arguments as they are",
+            got="another version of an argument after the call of f",
+            remedy="use the variants without underscore (torch.relu for torch.relu_), or inplace=False in a module",
+        )
+    )
+
+
 def not_square(call: str, y_shape: Sequence[int], z_shape: Sequence[int]) -> ForwardOutputError:
     """f maps events of one size to events of another: J is not square."""
     return ForwardOutputError(
@@ -273,6 +286,19 @@ def untraceable(call: str, what: str) -> StructureError:
             expected="every such tensor to be an argument of f, a leaf, or read by ordinary torch functions",
             got=what,
             remedy="pass the tensor explicitly: f(y, tensor) and the call inverse(...)(x, tensor)",
+        )
+    )
+
+
+def late_hook() -> StructureError:
+    """A gradient hook appeared on a closed-over leaf between the call and the backward pass."""
+    return StructureError(
+        document(
+            "the backward pass of an inverse",
+            "a gradient hook was registered after the call, on a leaf that f closes over.",
+            expected="hooks that are registered before the call",
+            got="a hook that would run twice, on an inner gradient and on the final one",
+            remedy="register the hook earlier, or pass the tensor explicitly as a param of f",
         )
     )
 

@@ -23,6 +23,7 @@ class Linearized(Protocol):
     value: Tensor  # f(y), (*batch, *event), detached
     event_dim: int
     implicit: bool  # whether f(y) is 0 by definition, so that its size says nothing
+    known: Tensor | None  # the entries of J by the user's formula, if there is one
 
     def pull(self, v: Tensor) -> Tensor:
         """`J^T v` for one cotangent of the shape of y: one vector-Jacobian product."""
@@ -32,12 +33,8 @@ class Linearized(Protocol):
         """`J^T v` for a stack of cotangents, shape `(k, *batch, *event)`."""
         ...
 
-    def entries(self, known: Entries, shape: torch.Size) -> Tensor:
-        """Evaluate a user's formula for the entries of J at this y with the params of the call; check the shape."""
-        ...
-
-    def derivative_near(self, y: Tensor, v: Tensor) -> Tensor:
-        """`J(y)^T v` at another y, without a graph."""
+    def moved(self, y: Tensor) -> Linearized:
+        """f linearised at another y."""
         ...
 
 
@@ -87,5 +84,9 @@ class Jacobian(ABC):
     """How many rightmost dimensions of y form one unit that no other unit influences; None: those of the event."""
 
     @abstractmethod
+    def entries_shape(self, y: torch.Size, event_dim: int) -> torch.Size:
+        """The shape of the entries for a y of this shape."""
+
+    @abstractmethod
     def assemble(self, at: Linearized) -> Assembled:
-        """Work out J at `at.y`."""
+        """Work out J at `at.y`, from `at.known` or by vector-Jacobian products."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,23 +41,30 @@ class Dense(Jacobian):
 
     entries: Entries | None = None
 
+    def entries_shape(self, y: torch.Size, event_dim: int) -> torch.Size:
+        """A matrix for each event."""
+        return y + y[len(y) - event_dim :]
+
     def assemble(self, at: Linearized) -> Assembled:
         """Run n vector-Jacobian products, or none if the entries are known."""
+        return _DenseAt(self._matrix(at), at, self._matrix)
+
+    @staticmethod
+    def _matrix(at: Linearized) -> Tensor:
         batch, event = _split(at.y, at.event_dim)
         n = math.prod(event)
-        if self.entries is not None:
-            matrix = at.entries(self.entries, batch + event + event).reshape(*batch, n, n)
-        else:
-            identity = torch.eye(n, dtype=at.y.dtype, device=at.y.device)
-            cotangents = identity.reshape(n, *(1,) * len(batch), *event).expand(n, *batch, *event)
-            matrix = at.pull_many(cotangents).reshape(n, *batch, n).movedim(0, -2)  # row i is e_i^T J
-        return _DenseAt(matrix, at)
+        if at.known is not None:
+            return at.known.reshape(*batch, n, n)
+        identity = torch.eye(n, dtype=at.y.dtype, device=at.y.device)
+        cotangents = identity.reshape(n, *(1,) * len(batch), *event).expand(n, *batch, *event)
+        return at.pull_many(cotangents).reshape(n, *batch, n).movedim(0, -2)  # row i is e_i^T J
 
 
 class _DenseAt(Assembled):
-    def __init__(self, matrix: Tensor, at: Linearized) -> None:
-        self.matrix = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix  # (*batch, n, n)
+    def __init__(self, matrix: Tensor, at: Linearized, make: Callable[[Linearized], Tensor]) -> None:
+        self.matrix = _at_least_float32(matrix)  # (*batch, n, n)
         self.at = at
+        self.make = make
 
     @cached_property
     def lu(self) -> LU:
@@ -77,7 +85,28 @@ class _DenseAt(Assembled):
         return self.lu.solve(identity).reshape(*batch, *event, *event).to(self.at.y.dtype)
 
     def singular(self) -> Tensor | None:
-        return self.lu.singular()
+        """Where J is singular to working precision, or carries no digit because of the rounding of y.
+
+        The second happens where some equation is at a turning point: `(|J| |y|)_i` is as small as the rounding of f_i.
+        Then J is worked out once more at a y moved by its rounding, and must not change by half, relative to itself.
+        """
+        failed = self.lu.singular()
+        if not self._is_suspect():
+            return failed
+        y = self.at.y.detach()
+        with torch.no_grad():
+            near = _at_least_float32(self.make(self.at.moved(y * (1 + 4 * torch.finfo(y.dtype).eps))))
+            change = self.lu.solve(near - self.matrix.detach())
+        lost = ~(change.abs().sum(-1).amax(-1) < 0.5) if change.numel() else change.new_zeros(change.shape[:-2]).bool()
+        return lost if failed is None else failed | lost
+
+    def _is_suspect(self) -> bool:
+        """Whether any event is; an implicit function has no x to compare with, so all of its events are."""
+        if self.at.implicit or not self.matrix.numel():
+            return self.at.implicit
+        reach = self.matrix.detach().abs() @ self._column(self.at.y.detach().abs())
+        size = self._column(self.at.value.abs())
+        return not bool((reach > 4 * torch.finfo(self.at.y.dtype).eps * size).all())
 
     def transposed_times(self, u: Tensor) -> Tensor:
         return (self.matrix.mT @ self._column(u)).reshape(u.shape).to(u.dtype)
@@ -91,6 +120,11 @@ class _DenseAt(Assembled):
 
     def _column(self, b: Tensor) -> Tensor:
         return b.reshape(*self.matrix.shape[:-1], 1).to(self.matrix.dtype)
+
+
+def _at_least_float32(t: Tensor) -> Tensor:
+    """No LU exists for less."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def _split(y: Tensor, event_dim: int) -> tuple[torch.Size, torch.Size]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,16 +35,24 @@ class Diagonal(Jacobian):
     entries: Entries | None = None
     unit_dims = 0
 
+    def entries_shape(self, y: torch.Size, event_dim: int) -> torch.Size:  # noqa: ARG002
+        """One derivative for each element."""
+        return y
+
     def assemble(self, at: Linearized) -> Assembled:
         """One vector-Jacobian product, or none if the entries are known."""
-        diagonal = at.pull(torch.ones_like(at.y)) if self.entries is None else at.entries(self.entries, at.y.shape)
-        return _DiagonalAt(diagonal, at)
+        return _DiagonalAt(self._diagonal(at), at, self._diagonal)
+
+    @staticmethod
+    def _diagonal(at: Linearized) -> Tensor:
+        return at.pull(torch.ones_like(at.y)) if at.known is None else at.known
 
 
 class _DiagonalAt(Assembled):
-    def __init__(self, diagonal: Tensor, at: Linearized) -> None:
+    def __init__(self, diagonal: Tensor, at: Linearized, make: Callable[[Linearized], Tensor]) -> None:
         self.diagonal = diagonal
         self.at = at
+        self.make = make
 
     def solve(self, b: Tensor) -> Tensor:
         return b / self.diagonal
@@ -56,29 +65,32 @@ class _DiagonalAt(Assembled):
         return log.flatten(-self.at.event_dim).sum(-1) if self.at.event_dim else log
 
     def inverse(self) -> Tensor:
-        if not self.at.event_dim:
+        k = self.at.event_dim
+        if not k:
             return 1 / self.diagonal
-        event = self.diagonal.shape[-self.at.event_dim :]
-        return (
-            torch.diag_embed((1 / self.diagonal).flatten(-self.at.event_dim)).unflatten(-1, event).unflatten(-2, event)
-        )
+        event = self.diagonal.shape[-k:]
+        return torch.diag_embed((1 / self.diagonal).flatten(-k)).reshape(self.diagonal.shape + event)
 
     def singular(self) -> Tensor | None:
-        """Where y carries no digit of f'(y): f' is 0 or not finite, or the rounding of y alone changes it by half.
+        """Where y carries no digit of f'(y): f' is 0 or not finite, or a small error of y changes it by half.
 
-        That happens at a turning point of f, as for arcsin at 1. To find out takes f' at a second place, 4 eps away, so
-        only suspects are looked at twice. Away from turning points relative changes of y and of x are of one size:
-        `|f' y / x|` is neither as small as eps nor as large as 1 / eps. Most suspects are harmless, such as log at
-        1, where y is near 0. An implicit function has no x to compare with, so all of its elements are suspects.
+        That happens at a turning point of f, as for arcsin at 1. To find out takes f' at a second place, as far away as
+        y is uncertain: by its own rounding, and by that of x divided by f'. Only suspects are looked at twice. Away
+        from turning points relative changes of y and of x are of one size: `|f' y / x|` is neither as small as eps nor
+        as large as 1 / eps. Most suspects are harmless, such as log at 1, where y is near 0. An implicit function has
+        no x to compare with, so all of its elements are suspects.
         """
         d, y, z = self.diagonal.detach(), self.at.y.detach(), self.at.value
         eps = torch.finfo(y.dtype).eps
         if not (self.at.implicit or self._is_suspect(eps)):
             return None
-        near = self.at.derivative_near(y * (1 + 4 * eps), torch.ones_like(y))
         ratio = (d * y / z).abs()
         suspects = ~((ratio > 4 * eps) & (ratio < 1 / eps)) | self.at.implicit
-        hopeless = ~d.isfinite() | (d == 0) | (suspects & ~((near - d).abs() < d.abs() / 2))
+        hopeless = ~d.isfinite() | (d == 0)
+        away = torch.maximum(y.abs(), torch.where(hopeless, 0.0, z / d).abs())
+        with torch.no_grad():
+            near = self.make(self.at.moved(y + torch.where(suspects, 4 * eps * away, 0.0)))
+        hopeless = hopeless | (suspects & ~((near - d).abs() < d.abs() / 2))
         return hopeless.flatten(-self.at.event_dim).any(-1) if self.at.event_dim else hopeless
 
     def _is_suspect(self, eps: float) -> bool:

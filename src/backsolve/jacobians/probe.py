@@ -8,6 +8,8 @@ u` on that unit is a sum of zeros, exactly 0 in floating point, unless another u
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,13 +27,7 @@ def find_coupling(at: Linearized, assembled: Assembled, unit_dims: int) -> tuple
     Returns:
         The index of the first such unit and the size of what reaches it, or None if there is none.
     """
-    generator = torch.Generator(at.y.device).manual_seed(0)  # its own: the global random state stays as it is
-    dtype = at.y.dtype
-
-    def gaussian() -> Tensor:
-        return torch.randn(at.y.shape, generator=generator, device=at.y.device, dtype=torch.float32).to(dtype)
-
-    u = gaussian()
+    u = gaussian_like(at.y)
     off = (at.pull(u) - assembled.transposed_times(u)).abs() > assembled.rounding(u)  # NaN compares false
     suspects = _per_unit(off, unit_dims)
     ranks = suspects.flatten().cumsum(0).sub(1).reshape(suspects.shape)
@@ -41,7 +37,7 @@ def find_coupling(at: Linearized, assembled: Assembled, unit_dims: int) -> tuple
         for side in (0, 1):
             silent = suspects & (ranks.bitwise_right_shift(bit).bitwise_and(1) == side)
             mask = silent.reshape(silent.shape + (1,) * unit_dims)
-            leak = torch.where(mask, at.pull(gaussian().masked_fill(mask, 0.0)), 0.0).nan_to_num(0.0, 0.0, 0.0).abs()
+            leak = torch.where(mask, at.pull(u.masked_fill(mask, 0.0)), 0.0).nan_to_num(0.0, 0.0, 0.0).abs()
             if leak.any():
                 first = tuple(int(i) for i in _per_unit(leak != 0, unit_dims).nonzero()[0])
                 return first, leak[first].max().item()
@@ -55,8 +51,7 @@ def find_wrong_entries(at: Linearized, assembled: Assembled) -> tuple[tuple[int,
         The index of the first element of `J^T u` that differs, its value by autograd and by the formula; None if
         none does.
     """
-    generator = torch.Generator(at.y.device).manual_seed(0)
-    u = torch.randn(at.y.shape, generator=generator, device=at.y.device, dtype=torch.float32).to(at.y.dtype)
+    u = gaussian_like(at.y)
     by_autograd, by_formula = at.pull(u), assembled.transposed_times(u)
     # Two formulas for one derivative agree to rounding, times whatever cancels in one of them: half of the digits
     # are granted.
@@ -66,6 +61,24 @@ def find_wrong_entries(at: Linearized, assembled: Assembled) -> tuple[tuple[int,
         return None
     first = tuple(int(i) for i in wrong.nonzero()[0])
     return first, by_autograd[first].item(), by_formula[first].item()
+
+
+def gaussian_like(t: Tensor) -> Tensor:
+    """Gaussian numbers from a hash of their positions: the same at each call, and no random state is touched.
+
+    torch's own generators are refused under vmap.
+    """
+    position = torch.arange(t.numel(), device=t.device)
+    first, second = (_uniform(position * 2 + k) for k in (0, 1))
+    return ((-2 * first.log()).sqrt() * (2 * math.pi * second).cos()).reshape(t.shape).to(t.dtype)  # Box, Muller 1958
+
+
+def _uniform(n: Tensor) -> Tensor:
+    """Numbers in (0, 1) from integers, by the finaliser of MurmurHash3 on 32 bits."""
+    n = n + 0x9E3779B9 & 0xFFFFFFFF
+    for factor, shift in ((0x85EBCA6B, 16), (0xC2B2AE35, 13)):
+        n = (n ^ n >> shift) * factor & 0xFFFFFFFF
+    return ((n ^ n >> 16) + 0.5) / 2**32
 
 
 def _per_unit(mask: Tensor, unit_dims: int) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backsolve._torch import without_autocast
+
 
 class LU:
     """The LU factorisation `P L U = A` of a batch of square matrices.
@@ -24,7 +26,9 @@ class LU:
 
     def solve(self, b: Tensor, *, transposed: bool = False) -> Tensor:
         """Solve `A u = b`, or `A^T u = b`; `b` has shape `(*batch, n, k)`."""
-        return _Solve.apply(self, transposed, self.matrix, b)
+        if torch.is_grad_enabled() and (self.matrix.requires_grad or b.requires_grad):
+            return _Solve.apply(self, transposed, self.matrix, b)
+        return torch.linalg.lu_solve(self.factors, self.pivots, b, adjoint=transposed)
 
     def log_abs_det(self) -> Tensor:
         """Return `log|det A|`, shape `(*batch,)`; minus infinity where a pivot is zero."""
@@ -82,10 +86,11 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         matrix, u = ctx.saved_tensors
-        h = _Solve.apply(ctx.lu, not ctx.transposed, matrix, grads[0])
-        if not ctx.needs_input_grad[2]:
-            return None, None, None, h
-        return None, None, -(u @ h.mT if ctx.transposed else h @ u.mT), h
+        with without_autocast(u.device):
+            h = _Solve.apply(ctx.lu, not ctx.transposed, matrix, grads[0])
+            if not ctx.needs_input_grad[2]:
+                return None, None, None, h
+            return None, None, -(u @ h.mT if ctx.transposed else h @ u.mT), h
 
 
 class _LogAbsDet(torch.autograd.Function):

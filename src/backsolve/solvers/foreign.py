@@ -77,19 +77,24 @@ def as_solver(g: Any) -> Solver:
 def to_tensor(result: Any, like: Tensor | None, *, copy: bool, call: str) -> Tensor:
     """The result of foreign code as a tensor of the dtype and device of `like`."""
     if isinstance(result, Tensor):
-        return result.to(like) if like is not None else result
+        return result.to(like, copy=True) if like is not None else result.clone()
     try:
         import numpy as np
     except ImportError as error:
         raise errors.missing_extra("a solver that returns NumPy arrays", "numpy", "numpy") from error
-    array = np.asarray(result)
-    if array.dtype.kind not in "fiu":
+    try:
+        array = np.asarray(result)
+    except ValueError:  # a ragged list
+        array = None
+    if array is None or array.dtype.kind not in "fiu":
         raise errors.bad_solver_output(
             call,
             "a real floating-point array",
             errors.describe(result),
             "take .real of a result that is complex in type only; return one array, not a list of several",
         )
+    if array.dtype.itemsize > 8 or not array.dtype.isnative:  # long double, foreign byte order: unknown to torch
+        array, copy = array.astype(np.float64), False
     tensor = torch.from_numpy(array.copy() if copy or not array.flags.writeable else array)
     return tensor.to(like) if like is not None else tensor
 
