@@ -84,6 +84,9 @@ class Forward:
         return errors.bad_forward_output(self.call, expected, errors.describe(z), remedy)
 
 
+_FEW = 8  # up to here so many passes cost less than the overhead of vmap
+
+
 class Linearization:
     """f near one y: its value and its vector-Jacobian products, from the graph of one evaluation.
 
@@ -115,11 +118,11 @@ class Linearization:
         return torch.zeros_like(v) if result is None else result
 
     def pull_many(self, vs: Tensor) -> Tensor:
-        """`J^T v` for a stack of cotangents in one vectorised pass, or in one each where f has no vmap rule."""
+        """`J^T v` for a stack of cotangents: one vectorised pass, or one each if they are few or f has no vmap rule."""
         if not vs.numel():
             return vs
-        if vs.shape[0] == 1:
-            return self.pull(vs[0])[None]
+        if len(vs) <= _FEW:
+            return torch.stack([self.pull(v) for v in vs])
         options = {"retain_graph": True, "create_graph": torch.is_grad_enabled(), "materialize_grads": True}
         try:
             return torch.autograd.grad(self._edge(), (self.y,), (vs,), is_grads_batched=True, **options)[0]
