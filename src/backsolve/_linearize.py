@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge
 
 from backsolve import errors
 from backsolve._arguments import Arguments
-from backsolve._closure import Graph, Replacing, Traced, replacements, trace
+from backsolve._closure import Graph, Traced, replacing, trace
 from backsolve._torch import GradMode, gradient_edge, is_torch_function, pull_back, versions, without_autocast
 from backsolve.jacobians import Jacobian
 
@@ -194,7 +194,7 @@ def relinearize(first: Linearization, y: Tensor, inputs: Sequence[Tensor]) -> Li
     forward, captures = first.forward, first.captures
     n_params = len(inputs) - len(captures)
     stand_ins = inputs[n_params:]
-    with Replacing(replacements(captures, stand_ins)):
+    with replacing(captures, stand_ins):
         values = forward.with_entries(y, inputs[:n_params])
     known = {id(t) for t in (y, *inputs)}
     for leaf in Graph(values).leaves:
