@@ -9,6 +9,7 @@ overlap.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,7 +196,7 @@ def _trace_replacing(
     nested = [get_gradient_edge(t)[:2] for t in own] if has_torch_function_unary(known[0]) else []
     replaced = recording.captures([*graph.foreign, *hooked, *nested])
     stand_ins = [c.tensor.detach().requires_grad_() for c in replaced]
-    with Replacing(replacements(replaced, stand_ins)):
+    with replacing(replaced, stand_ins):
         values = evaluate()
     graph = Graph(values, outside)
     own, hooked = _closed_over(graph, [*known, *stand_ins])
@@ -210,9 +211,10 @@ def _leads_to(leaf: Tensor, values: Sequence[Tensor], graph: Graph) -> bool:
     return (graph if len(values) == 1 else Graph(values[:1])).meets(leaf)
 
 
-def replacements(captures: Sequence[Capture], stand_ins: Sequence[Tensor]) -> dict[int, Tensor]:
-    """What f shall see in the place of the captured tensors that are replaced."""
-    return {id(c.read): t for c, t in zip(captures, stand_ins, strict=True) if c.read is not None}
+def replacing(captures: Sequence[Capture], stand_ins: Sequence[Tensor]) -> AbstractContextManager[Any]:
+    """A context in which f sees the stand-ins of those captured tensors that are replaced."""
+    swapped = {id(c.read): t for c, t in zip(captures, stand_ins, strict=True) if c.read is not None}
+    return Replacing(swapped) if swapped else nullcontext()
 
 
 def _closed_over(graph: Graph, known: Sequence[Tensor]) -> tuple[list[Tensor], list[Edge]]:

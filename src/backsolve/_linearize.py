@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge
 
 from backsolve import errors
 from backsolve._arguments import Arguments
-from backsolve._closure import Graph, Replacing, Traced, replacements, trace
+from backsolve._closure import Graph, Traced, replacing, trace
 from backsolve._torch import GradMode, gradient_edge, is_torch_function, pull_back, versions, without_autocast
 from backsolve.jacobians import Jacobian
 
@@ -84,6 +84,9 @@ class Forward:
         return errors.bad_forward_output(self.call, expected, errors.describe(z), remedy)
 
 
+_FEW = 8  # up to here so many passes cost less than the overhead of vmap
+
+
 class Linearization:
     """f near one y: its value and its vector-Jacobian products, from the graph of one evaluation.
 
@@ -115,11 +118,11 @@ class Linearization:
         return torch.zeros_like(v) if result is None else result
 
     def pull_many(self, vs: Tensor) -> Tensor:
-        """`J^T v` for a stack of cotangents in one vectorised pass, or in one each where f has no vmap rule."""
+        """`J^T v` for a stack of cotangents: one vectorised pass, or one each if they are few or f has no vmap rule."""
         if not vs.numel():
             return vs
-        if vs.shape[0] == 1:
-            return self.pull(vs[0])[None]
+        if len(vs) <= _FEW:
+            return torch.stack([self.pull(v) for v in vs])
         options = {"retain_graph": True, "create_graph": torch.is_grad_enabled(), "materialize_grads": True}
         try:
             return torch.autograd.grad(self._edge(), (self.y,), (vs,), is_grads_batched=True, **options)[0]
@@ -191,7 +194,7 @@ def relinearize(first: Linearization, y: Tensor, inputs: Sequence[Tensor]) -> Li
     forward, captures = first.forward, first.captures
     n_params = len(inputs) - len(captures)
     stand_ins = inputs[n_params:]
-    with Replacing(replacements(captures, stand_ins)):
+    with replacing(captures, stand_ins):
         values = forward.with_entries(y, inputs[:n_params])
     known = {id(t) for t in (y, *inputs)}
     for leaf in Graph(values).leaves:

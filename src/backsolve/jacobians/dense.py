@@ -87,7 +87,7 @@ class _DenseAt(Assembled):
     def singular(self) -> Tensor | None:
         """Where J is singular to working precision, or carries no digit because of the rounding of y.
 
-        The second happens where some equation is at a turning point: `(|J| |y|)_i` is as small as the rounding of f_i.
+        The second happens where some equation is at a turning point: `(J y)_i` is as small as the rounding of f_i.
         Then J is worked out once more at a y moved by its rounding, and must not change by half, relative to itself.
         """
         failed = self.lu.singular()
@@ -104,9 +104,9 @@ class _DenseAt(Assembled):
         """Whether any event is; an implicit function has no x to compare with, so all of its events are."""
         if self.at.implicit or not self.matrix.numel():
             return self.at.implicit
-        reach = self.matrix.detach().abs() @ self._column(self.at.y.detach().abs())
-        size = self._column(self.at.value.abs())
-        return not bool((reach > 4 * torch.finfo(self.at.y.dtype).eps * size).all())
+        change = self.matrix.detach() @ self._column(self.at.y.detach())  # at most |J| |y|, and a kernel less
+        size = self._column(self.at.value)
+        return not bool((change.abs_() > 4 * torch.finfo(self.at.y.dtype).eps * size.abs()).all())
 
     def transposed_times(self, u: Tensor) -> Tensor:
         return (self.matrix.mT @ self._column(u)).reshape(u.shape).to(u.dtype)
