@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmarks.case import Case
 from benchmarks.measure import grow, measure
 from benchmarks.memory import peaks
 from benchmarks.profiles import profile
 from benchmarks.report import markdown
-from benchmarks.workloads import GROWTH, PROFILED, WORKLOADS
+from benchmarks.sampling import settle
+from benchmarks.workloads import CASES, GROWTH, PROFILED
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "numpy", "backsolve", "torchopt", "xitorch", "torchdeq", "zuko", "jax", "jaxopt", "optimistix")
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -50,35 +47,23 @@ def main(arguments: Sequence[str]) -> None:
 
 def measure_all(words: Sequence[str], quick: bool, seconds: float) -> dict[str, Any]:
     """Everything that results.json holds."""
-    one_thread()
+    settle()
     order = random.Random()
-    cases = [c for c in WORKLOADS if (c.quick or not quick) and any(w in c.name for w in words or [""])]
+    cases = [c for c in CASES.values() if (c.quick or not quick) and any(w in c.name for w in words or [""])]
     result: dict[str, Any] = {"complete": not words and not quick, "versions": versions()}
-    result["rows"] = {case.name: row(case, seconds, order) for case in on_every_device(cases)}
-    result["memory"] = {} if quick else {case.name: peaks(case) for case in cases if case.memory and announce(case)}
+    result["rows"] = {case.name: row(case, seconds, order) for case in cases}
+    result["memory"] = (
+        {} if quick else {case.name: peaks(case) for case in cases if case.memory and case.device == "cpu"}
+    )
     result["growth"] = {} if quick or words else {title(g): grow(g, 2 * seconds, order) for g in GROWTH}
     result["profile"] = {} if quick or words else {c.name: profile(c, "backsolve", seconds / 2) for c in PROFILED}
     return result
 
 
-def on_every_device(cases: Sequence[Case]) -> list[Case]:
-    """The cases on the CPU, and once more on the GPU if there is one, for those contestants that are torch's."""
-    if not torch.cuda.is_available():
-        return list(cases)
-    in_torch = [tuple(c for c in case.contestants if c not in ("jaxopt", "optimistix")) for case in cases]
-    return [*cases, *(replace(c, device="cuda", contestants=t) for c, t in zip(cases, in_torch, strict=True))]
-
-
 def row(case: Case, seconds: float, order: random.Random) -> dict[str, Any]:
     """The outcomes of one case."""
-    announce(case)
-    return {"group": case.group, "outcomes": {name: asdict(o) for name, o in measure(case, seconds, order).items()}}
-
-
-def announce(case: Case) -> bool:
-    """Say what is being measured."""
     print(case.name, file=sys.stderr, flush=True)
-    return True
+    return {"group": case.group, "outcomes": {name: asdict(o) for name, o in measure(case, seconds, order).items()}}
 
 
 def title(cases: Sequence[Case]) -> str:
@@ -91,13 +76,6 @@ def versions() -> dict[str, str]:
     """Python's and those of the packages that are installed."""
     installed = [p for p in PACKAGES if any(metadata.distributions(name=p))]
     return {"Python": platform.python_version()} | {p: metadata.version(p) for p in installed}
-
-
-def one_thread() -> None:
-    """Nobody may use more than one thread; what starts some all the same pays for them, since CPU time is measured."""
-    torch.set_num_threads(1)
-    os.environ |= dict.fromkeys(THREADS, "1")
-    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 def write(result: dict[str, Any], folder: Path) -> None:

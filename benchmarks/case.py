@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Function = Callable[..., Tensor]  # y = function(x, *params)
+Run = Callable[[], Sequence[Any]]  # what is timed: it computes what a case asks for, once
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Case:
     def run(self, function: Function) -> Run:
         """What is timed, for a contestant that is a differentiable torch function of x and the params."""
         task, inputs, v, u = TASKS[self.task], self.inputs, self.v, self.u
-        return Run(self, lambda: task(function, inputs, v, u))
+        return lambda: task(function, inputs, v, u)
 
     def error(self, results: Sequence[Any]) -> float:
         """The largest error of those results that exist, relative to the largest entry of that result in truth."""
@@ -143,14 +144,6 @@ class Case:
     def _random(self, like: Tensor) -> Tensor:
         """Numbers between 1/2 and 3/2: nothing cancels, and no element is left out."""
         return torch.rand_like(like, requires_grad=False) + 0.5
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is timed: a call that computes what a case asks for."""
-
-    case: Case
-    call: Callable[[], Sequence[Any]]
 
 
 def _distance(actual: Tensor, expected: Tensor) -> float:

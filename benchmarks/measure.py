@@ -1,29 +1,26 @@
-"""Times of a case's contestants: interleaved in random order, and each answer compared with the truth first."""
+"""Times of a case's contestants, interleaved in random order, after each answer was compared with the truth."""
 
 from __future__ import annotations
 
 import gc
 import math
 import random
-import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
-import torch
-
 from benchmarks.case import Case, Run
-from benchmarks.contestants import CONTESTANTS
+from benchmarks.contestants import CONTESTANTS, asked
+from benchmarks.sampling import NoAnswerError, first_call, prepare, seconds
 
 Key = TypeVar("Key")
-Sampler = Callable[[Run, int], float]  # seconds that so many calls take
+Clock = Callable[[int], float]  # seconds that so many calls take
 
-SHORTEST_SAMPLE = 2e-3  # seconds; the clock of process CPU time ticks in microseconds or less
+SHORTEST_SAMPLE = 2e-2  # seconds
 FEWEST_ROUNDS = 5
-LONGEST_FIRST_CALL = 20.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -51,55 +48,40 @@ class Outcome:
 
 def measure(case: Case, budget: float, order: random.Random) -> dict[str, Outcome]:
     """Ask every contestant for its answer, then time those who have one."""
-    runs: dict[str, Run] = {}
-    answers: dict[str, Outcome] = {}
-    for name in case.contestants:
-        try:
-            run = CONTESTANTS[name](case)
-        except ImportError:
-            continue  # not installed
-        if run is None:
-            continue
-        answers[name] = answer(run)
-        if not answers[name].failure:
-            runs[name] = run
-    times = interleave(runs, budget, order, cuda_seconds if case.device == "cuda" else cpu_seconds)
+    runs = {name: run for name in case.contestants if (run := prepare(name, case))}
+    answers = {name: judge(asked(name, case), run) for name, run in runs.items()}
+    clocks = {name: partial(seconds, case, run) for name, run in runs.items() if not answers[name].failure}
+    times = interleave(clocks, budget, order)
     reference = times[case.contestants[0]]
-    return {name: _outcome(first, times.get(name), reference) for name, first in answers.items()}
+    return {name: _timed(outcome, times.get(name), reference) for name, outcome in answers.items()}
 
 
-def answer(run: Run) -> Outcome:
-    """Let a contestant answer once, within a time limit, and compare."""
+def judge(case: Case, run: Run) -> Outcome:
+    """Compare an answer with the truth."""
     try:
-        with limit(LONGEST_FIRST_CALL):
-            results = run.call()
-    except TimeoutError:
-        return Outcome(failure=f"> {LONGEST_FIRST_CALL:.0f} s")
-    except Exception as error:  # noqa: BLE001  whatever another package raises is its answer
-        return Outcome(failure=f"raises {type(error).__name__}")
+        results = first_call(run)
+    except NoAnswerError as reason:
+        return Outcome(failure=str(reason))
+    error = case.error(results)
     missing = sum(r is None for r in results)
-    if missing == len(results):
-        return Outcome(failure="no gradient")
-    error = run.case.error(results)
-    return Outcome(error=error, missing=missing, wrong=not error <= run.case.tolerance)
+    return Outcome(error=error, missing=missing, wrong=not error <= case.tolerance)
 
 
-def interleave(runs: Mapping[Key, Run], budget: float, order: random.Random, clock: Sampler) -> dict[Key, list[float]]:
-    """Seconds a call, for each of the runs and each round; in a round each runs once, in random order.
+def interleave(clocks: Mapping[Key, Clock], budget: float, order: random.Random) -> dict[Key, list[float]]:
+    """Seconds a call, for each clock and each round; in a round each is used once, in random order.
 
-    A disturbance of the machine that lasts longer than a round then hits all of them, and cancels in the ratio of two
-    times of one round.
+    A disturbance of the machine that lasts longer than a round hits all of them, and cancels in the ratio of two times
+    of one round.
     """
-    calls = {name: _calls_in_a_sample(run, clock) for name, run in runs.items()}
-    times: dict[Key, list[float]] = {name: [] for name in runs}
-    names = list(runs)
-    gc.collect()
-    gc.freeze()  # what was there before is not searched for garbage again while somebody is timed
+    gc.freeze()  # what is there by now is not searched for garbage before each sample
+    calls = {name: _calls_in_a_sample(clock) for name, clock in clocks.items()}
+    times: dict[Key, list[float]] = {name: [] for name in clocks}
+    names = list(clocks)
     end, rounds = time.perf_counter() + budget, 0
     while rounds < FEWEST_ROUNDS or time.perf_counter() < end:
         order.shuffle(names)
         for name in names:
-            times[name].append(clock(runs[name], calls[name]) / calls[name])
+            times[name].append(clocks[name](calls[name]) / calls[name])
         rounds += 1
     gc.unfreeze()
     return times
@@ -107,66 +89,29 @@ def interleave(runs: Mapping[Key, Run], budget: float, order: random.Random, clo
 
 def grow(cases: Sequence[Case], budget: float, order: random.Random) -> dict[str, Any]:
     """Time against size, with the exponent that fits each round best."""
-    names = cases[0].contestants
-    runs = {(name, case.size[0]): CONTESTANTS[name](case) for case in cases for name in names}
-    times = interleave(runs, budget, order, cpu_seconds)
-    sizes = [case.size[0] for case in cases]
-    logs = [math.log(n) for n in sizes]
+    names, sizes = cases[0].contestants, [case.size[0] for case in cases]
+    runs = {(name, case.size[0]): (case, CONTESTANTS[name](case)) for case in cases for name in names}
+    times = interleave({key: partial(seconds, *pair) for key, pair in runs.items()}, budget, order)
     rounds = {name: list(zip(*(times[name, n] for n in sizes), strict=True)) for name in names}
-    exponents = {
-        name: statistics.median(statistics.linear_regression(logs, list(map(math.log, r))).slope for r in rounds[name])
-        for name in names
-    }
-    seconds = {name: [statistics.median(times[name, n]) for n in sizes] for name in names}
-    return {"sizes": sizes, "seconds": seconds, "exponents": exponents}
+    exponents = {name: statistics.median(_exponent(sizes, r) for r in rounds[name]) for name in names}
+    medians = {name: [statistics.median(times[name, n]) for n in sizes] for name in names}
+    return {"sizes": sizes, "seconds": medians, "exponents": exponents}
 
 
-def cpu_seconds(run: Run, calls: int) -> float:
-    """CPU time of the process, all its threads together."""
-    start = time.process_time()
-    for _ in range(calls):
-        run.call()
-    return time.process_time() - start
-
-
-def cuda_seconds(run: Run, calls: int) -> float:
-    """Time between two events on the GPU."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    for _ in range(calls):
-        run.call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
-
-
-def _calls_in_a_sample(run: Run, clock: Sampler) -> int:
+def _calls_in_a_sample(clock: Clock) -> int:
     calls = 1
-    while (seconds := clock(run, calls)) < SHORTEST_SAMPLE:  # the first ones warm up as well
-        calls *= 4 if seconds < SHORTEST_SAMPLE / 4 else 2
+    while (taken := clock(calls)) < SHORTEST_SAMPLE:  # the first ones warm up as well
+        calls *= 4 if taken < SHORTEST_SAMPLE / 4 else 2
     return calls
 
 
-def _outcome(first: Outcome, times: list[float] | None, reference: list[float]) -> Outcome:
+def _timed(outcome: Outcome, times: list[float] | None, reference: list[float]) -> Outcome:
     if times is None:
-        return first
+        return outcome
     ratios = [t / r for t, r in zip(times, reference, strict=True)]
     low, ratio, high = statistics.quantiles(ratios, n=4)
-    return Outcome(statistics.median(times), ratio, (high - low) / 2 / ratio, first.error, first.missing, first.wrong)
+    return replace(outcome, seconds=statistics.median(times), ratio=ratio, spread=(high - low) / 2 / ratio)
 
 
-@contextmanager
-def limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError after so much time, at the next moment when Python is in charge."""
-
-    def stop(*_: Any) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+def _exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
+    return statistics.linear_regression([math.log(n) for n in sizes], [math.log(s) for s in seconds]).slope

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.case import Case
-from benchmarks.contestants import CONTESTANTS
-from benchmarks.workloads import WORKLOADS
+from benchmarks.sampling import prepare
+from benchmarks.workloads import CASES
 
-# Freed blocks go back to the system at once; the default keeps some, whose reuse would not show.
-ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+# Freed blocks go back to the system at once: the reuse of those that stay would not show.
+RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
 def peaks(case: Case) -> dict[str, float | None]:
@@ -30,20 +30,20 @@ def peaks(case: Case) -> dict[str, float | None]:
 def peak(case: Case, contestant: str) -> float | None:
     """MiB above the inputs, measured in a new process."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", case.name, contestant]
-    done = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=os.environ | RETURNING, capture_output=True, text=True, check=False)
     return float(done.stdout) if done.returncode == 0 and done.stdout.strip() else None
 
 
 def _peak_here(case: Case, contestant: str) -> float | None:
-    run = CONTESTANTS[contestant](case)
+    run = prepare(contestant, case)
     if run is None:
         return None
     for _ in range(2):  # what is built once and kept is no cost of a call
-        run.call()
+        run()
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak
     before = _resident("VmRSS")
-    run.call()
+    run()
     return (_resident("VmHWM") - before) / 1024
 
 
@@ -54,6 +54,5 @@ def _resident(field: str) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    wanted = next(case for case in WORKLOADS if case.name == sys.argv[1])
-    result = _peak_here(wanted, sys.argv[2])
+    result = _peak_here(CASES[sys.argv[1]], sys.argv[2])
     print("" if result is None else result)

@@ -12,8 +12,7 @@ from types import FrameType
 
 import backsolve
 from benchmarks.case import Case
-from benchmarks.contestants import CONTESTANTS
-from benchmarks.measure import cpu_seconds
+from benchmarks.sampling import cpu_seconds, prepare
 
 PACKAGE = str(Path(backsolve.__file__).parent)
 INTERVAL = 1e-3  # seconds of CPU time; the system may make it longer
@@ -24,10 +23,10 @@ def profile(case: Case, contestant: str, seconds: float) -> dict[str, float]:
 
     A statistical profile costs nothing between two samples, so that cheap functions weigh what they weigh.
     """
-    run = CONTESTANTS[contestant](_named(case))
+    run = prepare(contestant, _named(case))
     if run is None:
         raise ValueError(f"{contestant} cannot do {case.name}")
-    run.call()
+    run()
     places: Counter[str] = Counter()
 
     def sample(_: int, frame: FrameType | None) -> None:

@@ -39,7 +39,8 @@ _READ_TIMES = """\
 CPU time of forward and backward pass together, unless the row says otherwise, as a multiple of the hand-written code's,
 which is given in microseconds. Below it stands the largest relative error of any result; **wrong** means that fewer
 than half of the digits are right, *missing* how many of the gradients do not exist, and a dot that there is no way to
-say it. One thread; the contestants of a row run interleaved in random order, and a ratio is the median over the rounds.
+say it. One thread; the contestants of a row run interleaved in random order, and a ratio is the median over the rounds:
+what happens seldom is not in it, such as the probe of f's structure that backsolve makes at the calls 1, 2, 4, 8, ...
 Where g alone is listed, the others are given g's answer from memory, so that a long solver hides nothing: add it to
 each. *hand-written* knows the derivatives of f; *floor* is the shortest code that sees f only through autograd, and
 tests nothing. jaxopt and optimistix are compiled as a whole beforehand, which is not counted."""

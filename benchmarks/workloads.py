@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
 from benchmarks.case import Case
 from benchmarks.problems import ARCSIN, DENSE, IMPLIED_VOLATILITY
 
@@ -39,4 +44,15 @@ GROWTH = [
     [Case(DENSE, (n, 1), COMPARED) for n in (512, 1024, 2048)],
 ]
 
-PROFILED = [Case(ARCSIN, (n,), ("floor", "backsolve")) for n in (1, 1_000_000)]
+PROFILED = [Case(ARCSIN, (n,), ("backsolve",)) for n in (1, 1_000_000)]
+
+
+def _on_every_device(cases: Sequence[Case]) -> list[Case]:
+    """The cases, and once more on the GPU if there is one, for those contestants that are torch's."""
+    if not torch.cuda.is_available():
+        return list(cases)
+    in_torch = [tuple(c for c in case.contestants if c not in ("jaxopt", "optimistix")) for case in cases]
+    return [*cases, *(replace(c, device="cuda", contestants=t) for c, t in zip(cases, in_torch, strict=True))]
+
+
+CASES = {case.name: case for case in _on_every_device(WORKLOADS)}

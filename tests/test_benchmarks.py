@@ -1,17 +1,18 @@
 """The benchmarks measure what they say: right answers, everybody equally often, and wrong answers called wrong."""
 
 import random
-from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from benchmarks import measure
-from benchmarks.case import TASKS, Case, Run
-from benchmarks.contestants import CONTESTANTS
-from benchmarks.measure import answer, interleave
+from benchmarks import measure, sampling
+from benchmarks.case import TASKS, Case
+from benchmarks.contestants import CONTESTANTS, asked
+from benchmarks.measure import Outcome, interleave, judge
 from benchmarks.problems import ARCSIN, DENSE, IMPLIED_VOLATILITY
+from benchmarks.sampling import NoAnswerError, first_call
 from benchmarks.workloads import GROWTH, PROFILED, WORKLOADS
 
 TINY = {"arcsin": (5,), "implied volatility": (4,), "dense": (3, 2)}
@@ -46,7 +47,7 @@ def test_contestants_are_right(name, problem, task) -> None:
     if run is None:
         assert name in {"closed form", "torchdeq", "zuko"}
         return
-    outcome = answer(run)
+    outcome = judge(asked(name, case), run)
     if task == "Hessian-vector product" and name in FIRST_ORDER_ONLY:
         assert outcome.failure or outcome.wrong
     elif task == "Hessian-vector product" and (name, problem.name) in WRONG_SECOND_ORDER:
@@ -73,25 +74,24 @@ def test_solvers_solve(problem) -> None:
     torch.testing.assert_close(problem.f(y, *params), x, rtol=1e-12, atol=1e-12)
 
 
-def wrong_by(case: Case, relative: float) -> Run:
-    """The hand-written contestant, whose first gradient is wrong."""
-    right = CONTESTANTS["hand-written"](case)
-    return Run(case, lambda: [(1 + relative) * right.call()[0], *right.call()[1:]])
-
-
 def test_a_wrong_answer_is_called_wrong() -> None:
     case = tiny(IMPLIED_VOLATILITY)
-    assert not answer(wrong_by(case, case.tolerance / 2)).wrong
-    assert answer(wrong_by(case, case.tolerance * 2)).wrong
-    assert answer(wrong_by(case, torch.nan)).wrong
+    right = CONTESTANTS["hand-written"](case)
+
+    def wrong_by(relative: float) -> Outcome:
+        return judge(case, lambda: [(1 + relative) * right()[0], *right()[1:]])
+
+    assert not wrong_by(case.tolerance / 2).wrong
+    assert wrong_by(case.tolerance * 2).wrong
+    assert wrong_by(torch.nan).wrong
 
 
 def test_missing_answers_are_counted() -> None:
     case = tiny(DENSE)
     right = CONTESTANTS["hand-written"](case)
-    assert answer(Run(case, lambda: [right.call()[0], None])).missing == 1
-    assert answer(Run(case, lambda: [None, None])).failure == "no gradient"
-    assert answer(Run(case, lambda: 1 / 0)).failure == "raises ZeroDivisionError"
+    assert judge(case, lambda: [right()[0], None]).missing == 1
+    assert judge(case, lambda: [None, None]).failure == "no gradient"
+    assert judge(case, lambda: [1 / 0]).failure == "raises ZeroDivisionError"
 
 
 def test_endless_answers_are_stopped(monkeypatch) -> None:
@@ -99,32 +99,43 @@ def test_endless_answers_are_stopped(monkeypatch) -> None:
         while True:
             pass
 
-    monkeypatch.setattr(measure, "LONGEST_FIRST_CALL", 0.05)
-    assert answer(Run(tiny(ARCSIN), endless)).failure.startswith(">")
+    monkeypatch.setattr(sampling, "LONGEST_FIRST_CALL", 0.05)
+    with pytest.raises(NoAnswerError, match=">"):
+        first_call(endless)
 
 
 def test_everybody_runs_equally_often_in_random_order() -> None:
     log: list[str] = []
-    case = tiny(ARCSIN)
-    runs = {name: Run(case, lambda name=name: log.append(name)) for name in "abc"}
 
-    def clock(run: Run, calls: int) -> float:
-        for _ in range(calls):
-            run.call()
-        return 1.0
+    def clock(name: str, calls: int) -> float:
+        log.append(name)
+        return 3.0 * calls
 
-    times = interleave(runs, 0.0, random.Random(0), clock)
-    rounds = [tuple(log[i : i + 3]) for i in range(3, len(log), 3)]  # after one call each to find how many are timed
+    times = interleave({name: partial(clock, name) for name in "abc"}, 0.0, random.Random(0))
+    rounds = [tuple(log[i : i + 3]) for i in range(3, len(log), 3)]  # after one sample each to find its length
+    assert len(rounds) == measure.FEWEST_ROUNDS
     assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
     assert len(set(rounds)) > 1
-    assert set(Counter(log).values()) == {len(rounds) + 1}
-    assert all(t == [1.0] * len(rounds) for t in times.values())
+    assert times == {name: [3.0] * len(rounds) for name in "abc"}
+
+
+def test_samples_are_long_enough() -> None:
+    """A clock that counts the seconds of calls that take a millisecond each."""
+    calls_asked_for: list[int] = []
+
+    def clock(calls: int) -> float:
+        calls_asked_for.append(calls)
+        return 1e-3 * calls
+
+    interleave({"a": clock}, 0.0, random.Random(0))
+    assert set(calls_asked_for[-measure.FEWEST_ROUNDS :]) == {32}
 
 
 def test_the_ratio_is_taken_within_a_round(monkeypatch) -> None:
     """Here the ratio of the medians would be 6."""
     case = replace(tiny(ARCSIN), contestants=("hand-written", "floor"))
     times = {"hand-written": [1.0, 2.0, 10.0], "floor": [3.0, 20.0, 12.0]}
+    monkeypatch.setattr(measure, "judge", lambda *_: Outcome())
     monkeypatch.setattr(measure, "interleave", lambda *_: times)
     outcomes = measure.measure(case, 0.0, random.Random(0))
     assert (outcomes["hand-written"].ratio, outcomes["hand-written"].seconds) == (1.0, 2.0)

@@ -1,6 +1,7 @@
 """The contestants, by name: each makes of a case what is timed, or None where it has no way to say it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from benchmarks.case import Case, Run
 from benchmarks.contestants import backsolve, by_hand, jax_peers, torch_peers
@@ -21,3 +22,8 @@ CONTESTANTS: dict[str, Callable[[Case], Run | None]] = {
     "jaxopt": jax_peers.jaxopt,
     "optimistix": jax_peers.optimistix,
 }
+
+
+def asked(contestant: str, case: Case) -> Case:
+    """What a contestant computes of a case: g alone knows no gradients."""
+    return replace(case, task="no gradient") if contestant == "g alone" else case

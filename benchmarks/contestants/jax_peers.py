@@ -59,7 +59,7 @@ def _run(case: Case, solve: Solve) -> Run:
         return mapped(y if g is None else jax.lax.stop_gradient(g(*inputs)), *inputs)
 
     compiled = jax.jit(partial(_TASKS[case.task], function))
-    return Run(case, lambda: jax.block_until_ready(compiled(y, inputs, v, u)))
+    return lambda: jax.block_until_ready(compiled(y, inputs, v, u))
 
 
 def _gradients(function: Solve, y: Any, inputs: Sequence[Any], v: Any, _u: Any) -> Any:
