@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from sys import getrefcount
 from typing import Any
@@ -24,6 +25,7 @@ from backsolve._solution import (
 )
 from backsolve._torch import GradMode, owns_its_memory, versions, weights_are_cached, without_autocast
 from backsolve.errors import ResidualError
+from backsolve.jacobians import Assembled
 from backsolve.solvers.foreign import NumpySolver, Solver, to_tensor
 
 
@@ -187,11 +189,16 @@ def _check(
     if not report and x is not None and obviously_solved(x, z, problem.tolerance.relative(y.dtype)):
         return None
 
-    def newton(y: Tensor, difference: Tensor) -> Tensor:
-        there = at if at is not None and at.y.data_ptr() == y.data_ptr() else linearize(forward, y)
-        return _newton_step(problem, there, difference)
+    @functools.cache
+    def assembled() -> Assembled:
+        with GradMode(False):
+            return problem.rule.jacobian.assemble(linearize(forward, y) if at is None else at)
 
-    return check_residual(y, x, z, problem.rule.event_dim, problem.tolerance, newton), z
+    def newton(difference: Tensor) -> Tensor:
+        with GradMode(False):
+            return assembled().solve(difference)
+
+    return check_residual(y, x, z, problem.rule.event_dim, problem.tolerance, forward.value, newton), z
 
 
 def _residual_error(
