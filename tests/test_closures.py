@@ -235,6 +235,27 @@ def test_several_outputs_of_one_node() -> None:
     assert_right(first_and_second(inverse(lambda y: (first + second) / 4 * (y + y**3), SOLVER)(x), (x, w)))
 
 
+class Counting(torch.nn.Module):
+    """Changes its own state in place at each call, as batch normalisation counts its batches."""
+
+    def __init__(self, w: Tensor) -> None:
+        super().__init__()
+        self.held = [w]
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, y: Tensor) -> Tensor:
+        self.calls += 1
+        return cubic(y, self.held[0])
+
+
+@pytest.mark.parametrize("history", [False, True])
+def test_f_that_changes_its_state_in_place(history: bool) -> None:
+    x, w = leaves()
+    module = Counting(w * 1 if history else w)
+    assert_right(first_and_second(inverse(module, SOLVER)(x), (x, w)))
+    assert module.calls > 0
+
+
 def test_the_same_tensor_as_x_param_and_closure() -> None:
     """f(y, x) = x^2 y with x closed over as well: y = x / x^2 = 1 / x."""
     x, _ = leaves()
