@@ -45,7 +45,10 @@ class Diagonal(Jacobian):
 
     @staticmethod
     def _diagonal(at: Linearized) -> Tensor:
-        return at.pull(torch.ones_like(at.y)) if at.known is None else at.known
+        if at.known is not None:
+            return at.known
+        one = torch.ones((), dtype=at.y.dtype, device=at.y.device)
+        return at.pull(one.expand(at.y.shape))  # no memory for a tensor full of ones
 
 
 class _DiagonalAt(Assembled):
