@@ -15,6 +15,7 @@ from torch import Tensor
 
 from backsolve import Dense, errors, inverse
 from backsolve._solve import as_solution
+from backsolve._torch import versions
 from backsolve.linalg import LU
 from backsolve.solvers import as_solver
 
@@ -103,7 +104,10 @@ class ImplicitInverseLayer(ImplicitInverseLayerBase):
                 "a tensor that requires a gradient",
                 "pass forward_func=f for gradients of its parameters, or forward_jacobian.detach() to do without",
             )
+        before = versions([x])
         y = as_solution(_CALL, as_solver(inverse_func)(x.detach()), x)
+        if versions([x]) != before:
+            raise errors.solver_changed_input(_CALL, "x")
         if y.shape != x.shape:
             raise errors.bad_solver_output(
                 _CALL, f"the shape of x, {tuple(x.shape)}", errors.describe(y), "let g return one y for each x"

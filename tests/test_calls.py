@@ -193,6 +193,21 @@ def test_g_runs_once() -> None:
     assert not calls[0].requires_grad
 
 
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_f_runs_once_in_a_call(requires_grad: bool) -> None:
+    calls: list[Tensor] = []
+
+    def f(y: Tensor) -> Tensor:
+        calls.append(y)
+        return torch.sin(y)
+
+    x = double(0.1, 0.5).requires_grad_(requires_grad)
+    y = inverse(f, torch.asin, verify=False)(x)
+    if requires_grad:
+        y.sum().backward()
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_numpy_code_in_every_form(dtype: torch.dtype) -> None:
     x = torch.tensor([0.1, 0.5], dtype=dtype)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from backsolve import Diagonal, errors, inverse
+from backsolve import Diagonal, errors, implicit_function, inverse
 from backsolve.solvers import numpy_solver
 
 EPS = torch.finfo(torch.float64).eps
@@ -235,6 +235,27 @@ def test_several_outputs_of_one_node() -> None:
     assert_right(first_and_second(inverse(lambda y: (first + second) / 4 * (y + y**3), SOLVER)(x), (x, w)))
 
 
+class Counting(torch.nn.Module):
+    """Changes its own state in place at each call, as batch normalisation counts its batches."""
+
+    def __init__(self, w: Tensor) -> None:
+        super().__init__()
+        self.held = [w]
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, y: Tensor) -> Tensor:
+        self.calls += 1
+        return cubic(y, self.held[0])
+
+
+@pytest.mark.parametrize("history", [False, True])
+def test_f_that_changes_its_state_in_place(history: bool) -> None:
+    x, w = leaves()
+    module = Counting(w * 1 if history else w)
+    assert_right(first_and_second(inverse(module, SOLVER)(x), (x, w)))
+    assert module.calls > 0
+
+
 def test_the_same_tensor_as_x_param_and_closure() -> None:
     """f(y, x) = x^2 y with x closed over as well: y = x / x^2 = 1 / x."""
     x, _ = leaves()
@@ -411,6 +432,40 @@ def test_a_small_element_that_changed_beside_a_large_one_is_noticed() -> None:
     k[0] = torch.tensor([1e9, 30.0], dtype=torch.float64)
     with pytest.raises(errors.StructureError, match="another value"):
         torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+def test_a_changed_matrix_with_the_same_row_sums_is_noticed() -> None:
+    """Neither f(y) nor J^T 1 tell."""
+    held = [2 * torch.eye(2, dtype=torch.float64)]
+    x = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    y = inverse(lambda y: y @ held[0].T, lambda x: x / 2, event_dim=1)(x)
+    held[0] = torch.tensor([[1.5, 0.5], [0.5, 1.5]], dtype=torch.float64)
+    with pytest.raises(errors.StructureError, match="another value"):
+        torch.autograd.grad((y**2).sum(), x, create_graph=True)
+
+
+def test_a_changed_derivative_by_a_param_is_noticed() -> None:
+    x, p = leaves()
+    held = [1.0]
+    y = inverse(lambda y, p: 2 * y + held[0] * (p - 2), lambda x, p: x / 2)(x, p)
+    held[0] = 5.0
+    with pytest.raises(errors.StructureError, match="another value"):
+        torch.autograd.grad(y.sum(), p, create_graph=True)
+
+
+def test_rounding_that_differs_between_evaluations_is_no_change() -> None:
+    """As of sums whose order is not fixed on a GPU, where the condition is 0 but for rounding."""
+    torch.manual_seed(0)
+    terms = torch.randn(1000, dtype=torch.float64)
+
+    def c(y: Tensor, p: Tensor) -> Tensor:
+        return y * (1 + terms[torch.randperm(1000)].sum() ** 2) - p
+
+    scale = 1 + terms.sum().item() ** 2
+    p = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    for _ in range(10):
+        (slope,) = torch.autograd.grad(implicit_function(c, lambda p: p / scale)(p).sum(), p, create_graph=True)
+        torch.testing.assert_close(slope, torch.full_like(p, 1 / scale), rtol=1e-12, atol=0)
 
 
 def test_known_entries_are_those_of_the_call() -> None:

@@ -214,6 +214,77 @@ def test_a_small_newton_step_beside_a_pole_is_not_believed(f: Any, g: Any, x: li
         inverse(f, g)(tensor(*x))
 
 
+FLAT = {
+    "normal tail": (torch.special.ndtr, -25.0, [1e-300, 1e-200], torch.float64),
+    "normal tail, float32": (torch.special.ndtr, -7.0, [1e-30, 1e-20], torch.float32),
+    "Gumbel tail": (lambda y: 1 - torch.exp(-torch.exp(y)), -45.0, [1e-60], torch.float64),
+    "Cauchy tail": (lambda y: torch.atan(y) / math.pi + 0.5, -1.63e16, [1e-300], torch.float64),
+}
+
+
+@pytest.mark.parametrize(("f", "y", "x", "dtype"), FLAT.values(), ids=FLAT.keys())
+def test_a_tail_where_f_is_rounded_to_a_constant(f: Any, y: float, x: list[float], dtype: torch.dtype) -> None:
+    """There autograd's f' is exact and f is not, and a Newton step by both is nothing."""
+    with pytest.raises(errors.ResidualError):
+        inverse(f, lambda x: torch.full_like(x, y))(tensor(*x, dtype=dtype))
+
+
+SMALL_BY_UNIT = {
+    "wavelength of a frequency": (lambda y: 2.998e8 / y, lambda x: 1.1 * 2.998e8 / x, [6e14, 5e14], torch.float32, 0),
+    "charge": (lambda y: y / 1.6e-19, lambda x: 3 * 1.6e-19 * x, [1.0, 2.0], torch.float64, 0),
+    "vector of charges": (lambda y: y * 1e20, lambda x: x * 1e-17, [1.0, 2.0], torch.float64, 1),
+}
+
+
+@pytest.mark.parametrize(("f", "g", "x", "dtype", "event_dim"), SMALL_BY_UNIT.values(), ids=SMALL_BY_UNIT.keys())
+def test_a_y_that_is_small_by_its_unit(f: Any, g: Any, x: list[float], dtype: torch.dtype, event_dim: int) -> None:
+    """The absolute tolerance eps is no small length if y is measured in something huge."""
+    with pytest.raises(errors.ResidualError):
+        inverse(f, g, event_dim=event_dim)(tensor(*x, dtype=dtype))
+
+
+def test_a_wrong_component_beside_a_large_one() -> None:
+    def f(y: Tensor) -> Tensor:
+        return torch.stack([1e5 * torch.exp(y[..., 0]), torch.exp(y[..., 1])], -1)
+
+    def g(x: Tensor) -> Tensor:
+        return torch.stack([torch.log(x[..., 0] / 1e5), torch.log(x[..., 1]) + 1], -1)
+
+    with pytest.raises(errors.ResidualError):
+        inverse(f, g, event_dim=1)(tensor(1e5, 0.3, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("x", [math.inf, -math.inf])
+@pytest.mark.parametrize("shape", [(), (1,), (2,)])
+def test_a_finite_y_does_not_solve_infinity(x: float, shape: tuple[int, ...]) -> None:
+    with pytest.raises(errors.ResidualError):
+        inverse(lambda y: 2 * y, lambda x: x.clamp(-1e3, 1e3) / 2)(torch.full(shape, x))
+
+
+RIGHT = {
+    "logit near its end": (torch.logit, torch.sigmoid, [30.0, 33.0, -30.0]),
+    "log near 1": (torch.exp, torch.log, [1 + 2**-52, 1 - 2**-53, 1.0]),
+    "sin near pi": (lambda y: torch.sin(math.pi - y), lambda x: math.pi - torch.asin(x), [0.0, 1e-17, 0.5]),
+    "many revolutions": (lambda y: y - 0.9 * torch.sin(y) - 1e6, lambda x: x + 1e6 + 0.9 * kepler_part(x), [0.0, 1.0]),
+    "piecewise linear": (lambda y: torch.where(y > 0, y, y / 2), lambda x: torch.where(x > 0, x, 2 * x), [0.0, -1.0]),
+}
+
+
+def kepler_part(x: Tensor) -> Tensor:
+    """sin y for y - 0.9 sin y = x + 1e6, by fixed point iteration."""
+    y = x + 1e6
+    for _ in range(2000):
+        y = x + 1e6 + 0.9 * torch.sin(y)
+    return torch.sin(y)
+
+
+@pytest.mark.parametrize(("f", "g", "x"), RIGHT.values(), ids=RIGHT.keys())
+def test_right_answers_pass(f: Any, g: Any, x: list[float]) -> None:
+    inverse(f, g)(tensor(*x))
+    with torch.no_grad():
+        implicit_function(lambda y, p: f(y) - p, g)(tensor(*x))
+
+
 def test_an_f_that_subtracts_large_numbers_is_judged_by_its_newton_step() -> None:
     """Its residual is rounding error, half a unit of 4e10, which no y can lower."""
     x = torch.linspace(100.0, 150.0, 100, dtype=torch.float64)

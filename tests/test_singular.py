@@ -73,6 +73,35 @@ def test_a_dense_turning_point(dtype: torch.dtype) -> None:
         inverse(f, g, event_dim=1)(x[:1]).sum().backward()
 
 
+@pytest.mark.parametrize("slope", [2.0, 5.0, 11.0])
+def test_a_badly_scaled_y_is_no_singularity(slope: float) -> None:
+    """A pressure in pascal beside a mole fraction: J is triangular with a unit diagonal."""
+
+    def conditions(y: Tensor, q: Tensor) -> Tensor:
+        return torch.stack([y[..., 0] - 1e6 * torch.exp(slope * (y[..., 1] - 1)), y[..., 1] - q], -1)
+
+    def solver(q: Tensor) -> Tensor:
+        return torch.stack([1e6 * torch.exp(slope * (q - 1)), q], -1)
+
+    q = torch.tensor(0.9, dtype=torch.float32, requires_grad=True)
+    y = implicit_function(conditions, solver, event_dim=1)(q)
+    (by_q,) = torch.autograd.grad(y[0], q)
+    assert math.isclose(by_q.item(), 1e6 * slope * math.exp(slope * (0.9 - 1)), rel_tol=1e-5)
+
+
+def test_f_that_raises_outside_its_domain() -> None:
+    """The second look at a turning point may step outside; that is no reason to fail the others."""
+
+    def sine(y: Tensor) -> Tensor:
+        if (y > math.pi / 2).any():
+            raise ValueError("outside")
+        return torch.sin(y)
+
+    x = torch.tensor([0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    y = inverse(sine, torch.asin, on_failure="nan")(x)
+    assert torch.autograd.grad(y.sum(), x)[0].isnan().tolist() == [False, True]
+
+
 def test_opaque_f_with_known_entries_at_a_turning_point() -> None:
     x = torch.tensor([0.5, 1.0], dtype=torch.float64, requires_grad=True)
     opaque = inverse(lambda y: y.detach().sin(), np.arcsin, jacobian=Diagonal(entries=torch.cos))

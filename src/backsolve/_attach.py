@@ -53,13 +53,14 @@ class Rule:
     def _is_due(self, y: Tensor) -> bool:
         """Whether to probe: the first time for an event shape, dtype, device and pattern of batch dimensions of size 1.
 
-        Then at the 2nd, 4th, 8th, ... time: a coupling may be invisible at first, with weights that start at zero.
+        Then at the 2nd, 4th, 8th, ... and each 64th time: a coupling may be invisible at first, with weights that start
+        at zero, or appear in training.
         """
         batch = y.shape[: y.dim() - self.unit_dims]
         key = (y.shape[len(batch) :], tuple(n > 1 for n in batch), y.dtype, y.device)
         times = self.verified.get(key, 0) + 1
         self.verified[key] = times
-        return not times & (times - 1)
+        return not times & (times - 1) or not times % 64
 
     def spoil_singular(self, assembled: Assembled, result: Tensor, event_dim: int) -> Tensor:
         """Apply the failure policy to the events whose J has no inverse."""

@@ -16,7 +16,7 @@ from torch.overrides import has_torch_function, has_torch_function_unary
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule
-from backsolve._linearize import check_same, linearize_connected
+from backsolve._linearize import check_value, linearize_connected
 from backsolve._solution import OnFailure, Solution, Tolerance, spoil
 from backsolve._solve import Problem, Solved, solve
 from backsolve._torch import active_transform, without_autocast
@@ -169,7 +169,7 @@ def inverse(
         f: the forward function in torch, `f(y, *params, **kwargs) -> x`, of the shape of y.
         solver: g, called as `solver(x, *params, **kwargs)` with detached tensors, under `torch.no_grad()`, once a call;
             returns y and writes into none of its arguments. A torch function, a NumPy or SciPy ufunc, or
-            `backsolve.solvers.numpy_solver(fn)`.
+            `backsolve.solvers.numpy_solver(fn)`. What g computes for a cache that f reads too has no graph.
         event_dim: how many rightmost dimensions f mixes: 0 if it is elementwise, 1 for vectors, 2 for matrices. All
             dimensions to the left are batch.
         jacobian: the structure of J: `Diagonal()` if `event_dim = 0`, else `Dense()`, unless said otherwise.
@@ -184,7 +184,7 @@ def inverse(
             them and all their gradients to "nan", or "ignore" it. A param that failed events share has a gradient
             of NaN, as it is a sum over events; select the good events before the call to keep it.
         verify: probe that f mixes no more than was declared, before the first gradient for a new event shape, dtype,
-            device or pattern of batch dimensions, and again at the 2nd, 4th, 8th, ... time.
+            device or pattern of batch dimensions, and again at the 2nd, 4th, 8th, ... and each 64th time.
 
     Returns:
         An `Inverse`, to be called as `y = inv(x, *params, **kwargs)`.
@@ -339,7 +339,7 @@ def _made_of_jacobian(rule: Rule, solved: Solved, make: Callable[[Assembled], Te
     with without_autocast(solved.y.device):
         at = linearize_connected(solved.forward, solved.y)
         if solved.value is not None:  # f is evaluated later than in the call, which may be much later
-            check_same(rule.call, *(torch.where(solved.y.isnan(), 0.0, v) for v in (solved.value, at.value)))
+            check_value(at, torch.where(solved.y.isnan(), at.value, solved.value))
         assembled = rule.assemble(at)
         trailing_dims = rule.event_dim * event_groups
         result = rule.spoil_singular(assembled, make(assembled), trailing_dims)

@@ -14,7 +14,7 @@ from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._closure import Graph, Traced, replacing, trace
 from backsolve._torch import GradMode, gradient_edge, is_torch_function, pull_back, versions, without_autocast
-from backsolve.jacobians import Jacobian
+from backsolve.jacobians import Jacobian, gaussian_like
 
 
 class Forward:
@@ -202,21 +202,44 @@ def relinearize(first: Linearization, y: Tensor, inputs: Sequence[Tensor]) -> Li
             what = f"another leaf than in the call, {errors.describe(leaf)}; is it cached?"
             raise errors.untraceable(forward.call, what)
     again = Linearization(forward, y, Traced(values, captures, stand_ins, first.depends_on_y), inputs)
-    check_same(forward.call, first.value, again.value)
     with GradMode(False):
-        if first.known is not None and again.known is not None:
-            check_same(forward.call, first.known, again.known)
-        if first.depends_on_y:  # where f(y) is 0 its value says little; the old graph also knows what changed in place
-            ones = torch.ones_like(y)
-            check_same(forward.call, first.pull(ones), again.pull(ones))
+        _check_same(first, again)
     return again
 
 
-def check_same(call: str, before: Tensor, after: Tensor) -> None:
-    """Refuse an f that is no longer the f of the call; equal bits are the rule, rounding may differ on some devices."""
+def _check_same(first: Linearization, again: Linearization) -> None:
+    """Refuse an f that is no longer the f of the call: another value, other entries, or other first derivatives.
+
+    The pull through the old graph is also autograd's own test for changes in place.
+    """
+    if first.known is not None and again.known is not None:
+        check_close(first, first.known, again.known, first.known)
+    if first.depends_on_y:
+        u = gaussian_like(first.y)
+        before, after = (gradients(at._output, [at.y, *at.inputs], [u]) for at in (first, again))
+        for old, new in zip(before, after, strict=True):
+            if old is not None and new is not None:
+                check_close(first, old, new, old)
+    check_value(again, first.value)
+
+
+def check_value(at: Linearization, before: Tensor) -> None:
+    """Compare f(y) with what it was, up to the rounding errors of its terms, which are of the size of J y."""
+    if torch.equal(before, at.value):
+        return
+    with GradMode(False):
+        terms = at.pull(torch.ones_like(at.y)) * at.y if at.depends_on_y else at.value
+    check_close(at, before, at.value, before.abs() + terms.detach().abs())
+
+
+def check_close(first: Linearization, before: Tensor, after: Tensor, size: Tensor) -> None:
+    """Refuse a difference; equal bits are the rule, but rounding errors may differ on some devices."""
     if torch.equal(before, after):
         return
-    close = math.sqrt(torch.finfo(before.dtype).eps)
-    if not torch.isclose(before, after, rtol=close, atol=0.0, equal_nan=True).all():
-        difference = torch.where(before == after, 0.0, before - after).abs().nan_to_num(math.inf).max().item()
-        raise errors.changed_between(call, difference)
+    same = (before == after) | (before.isnan() & after.isnan())
+    difference = torch.where(same, 0.0, (before - after).abs())
+    k = min(first.event_dim, difference.dim())
+    size = size.abs().nan_to_num(0.0, 0.0, 0.0)
+    scale = size.flatten(-k).amax(-1).reshape(size.shape[: size.dim() - k] + (1,) * k) if k and size.numel() else size
+    if not (difference <= math.sqrt(torch.finfo(before.dtype).eps) * scale).all():
+        raise errors.changed_between(first.forward.call, difference.nan_to_num(math.inf).max().item())

@@ -25,7 +25,7 @@ class Solution:
     Attributes:
         y: the solution, differentiable like the result of calling the `Inverse`; shape `(*batch, *event)`.
         residual: `max |f(y) - x|` over each event, shape `(*batch,)` (the shape of y if `event_dim = 0`); no gradient.
-        converged: whether each event passed the residual test, shape `(*batch,)`.
+        converged: whether each event passed the residual test, shape `(*batch,)`; True without a test.
         iterations: how many iterations the solver took for each event, shape `(*batch,)`; None if it does not say.
     """
 
@@ -51,12 +51,12 @@ _HALF_THE_DIGITS = {dtype: math.sqrt(torch.finfo(dtype).eps) for dtype in _FLOAT
 class Tolerance:
     """When an event counts as solved.
 
-    The free test is `|f(y) - x| <= rtol max(|x|, |f(y)|)` in the maximum norm of the event. An event that fails it
-    may still be as good as the arithmetic allows (x near 0, or an f that subtracts large numbers), so it is judged
-    by its Newton step instead: it passes if that moves y by at most `rtol |y| + atol`, and J is about the same there.
+    The free test is `|f(y) - x| <= rtol max(|x|, |f(y)|)` in each component. An event that fails it may still be as
+    good as the arithmetic allows (x near 0, or an f that subtracts large numbers), so it is judged by its Newton step
+    instead: it passes if that moves y by at most `rtol |y| + atol`, in the maximum norm, and f responds as J says.
 
-    `rtol=None` is sqrt(eps) of the dtype. `atol=None` is eps, but 0 for events with |x| < eps: a probability
-    of 1e-300 must not pass with any tiny y.
+    `rtol=None` is sqrt(eps) of the dtype. `atol=None` is eps, but 0 for events with |x| < eps, as a probability of
+    1e-300 must not pass with any tiny y; and 0 where the residual is above eps, as y may be small by its unit.
     """
 
     rtol: float | None = None
@@ -80,12 +80,12 @@ class Tolerance:
         """The relative tolerance for this dtype."""
         return _HALF_THE_DIGITS[dtype] if self.rtol is None else self.rtol
 
-    def absolute(self, x_norm: Tensor) -> Tensor | float:
+    def absolute(self, x_norm: Tensor, residual: Tensor) -> Tensor | float:
         """The absolute tolerance on the Newton step, per event."""
         if self.atol is not None:
             return self.atol
         eps = torch.finfo(x_norm.dtype).eps
-        return torch.where(x_norm < eps, 0.0, eps)
+        return torch.where((x_norm < eps) | (residual > eps), 0.0, eps)
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,6 @@ class Check:
     failed: Tensor
     residual: Tensor
     step: Tensor | None = None
-
-
-Newton = Callable[[Tensor, Tensor], Tensor]  # J(y)^-1 r from y and r
 
 
 def event_norm(t: Tensor, event_dim: int) -> Tensor:
@@ -115,7 +112,8 @@ def check_residual(
     z: Tensor,
     event_dim: int,
     tolerance: Tolerance,
-    newton: Callable[[Tensor, Tensor], Tensor],
+    value: Callable[[Tensor], Tensor],
+    newton: Callable[[Tensor], Tensor],
 ) -> Check:
     """Test `z = f(y)` against x, event by event.
 
@@ -125,47 +123,67 @@ def check_residual(
         z: `f(y)`.
         event_dim: the number of event dimensions.
         tolerance: when an event counts as solved.
-        newton: computes `J(y)^-1 r` from y and r; called only if the free test fails somewhere.
+        value: evaluates f; called only if the free test fails somewhere, as is `newton`.
+        newton: solves with J at y, `J^-1 r` from r.
     """
     difference = z if x is None else torch.where(z == x, 0.0, z - x)  # inf - inf is NaN, yet inf = inf
     residual = event_norm(difference, event_dim)
     if tolerance.off:
         return Check(torch.zeros_like(residual, dtype=torch.bool), residual)
-    # An infinite component must not lend its size to the others.
-    z_norm = event_norm(_finite(z), event_dim)
-    x_norm = torch.zeros_like(z_norm) if x is None else event_norm(_finite(x), event_dim)
     rtol = tolerance.relative(y.dtype)
-    failed = ~(residual <= rtol * torch.maximum(x_norm, z_norm))  # NaN compares false: failed
+    size = z.abs() if x is None else torch.maximum(z.abs(), x.abs())
+    solved = (difference.abs() <= rtol * size) & difference.isfinite()  # NaN compares false
+    failed = ~_in_each_event(solved, event_dim)
     if not failed.any():
         return Check(failed, residual)
-    step = newton(y, difference)
-    size, y_norm = event_norm(step, event_dim), event_norm(_finite(y), event_dim)
-    small = (size <= rtol * y_norm + tolerance.absolute(x_norm)) & residual.isfinite()
-    if (failed & small).any():
-        small &= _believable(y, step, difference, event_dim, newton)
-    return Check(failed & ~small, residual, size)
+    step = newton(difference)
+    step_norm, y_norm = event_norm(step, event_dim), event_norm(torch.where(y.isfinite(), y, 0.0), event_dim)
+    x_norm = torch.zeros_like(residual) if x is None else event_norm(x, event_dim)
+    allowed = rtol * y_norm + tolerance.absolute(x_norm, residual)
+    passed = (step_norm <= allowed) & residual.isfinite()
+    if (failed & passed).any():
+        passed &= _responds(y, step, rtol, event_dim, value, newton)
+    return Check(failed & ~passed, residual, step_norm)
 
 
-def _believable(y: Tensor, step: Tensor, difference: Tensor, event_dim: int, newton: Newton) -> Tensor:
-    """Whether the Newton step tells how far y is off: J must be about the same at its other end.
+def _responds(
+    y: Tensor,
+    step: Tensor,
+    rtol: float,
+    event_dim: int,
+    value: Callable[[Tensor], Tensor],
+    newton: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Whether f really changes as J says, on a scale that contains the Newton step.
 
-    Beside a pole, as of tan at pi / 2, and at a steep end, as of logit at 1, the step is as small as the distance to
-    it. The end is moved by the rounding of y as well, for steps that are smaller than that.
+    Only then does a small step mean that the root is near. Beside a pole (tan at pi / 2), at a steep end (logit at
+    1) and in a tail where f is rounded to a constant (a normal cdf at -40) every step is small. Two scales are
+    tried: that of the step itself, which stays inside a narrow domain, and rtol |y|, above the rounding errors of an
+        f that subtracts large numbers.
     """
-    size = event_norm(step, event_dim)
-    again = event_norm(newton((y - step) * (1 + 4 * torch.finfo(y.dtype).eps), difference), event_dim)
-    return (size == 0) | ((again <= 2 * size) & (size <= 2 * again))
+    eps = torch.finfo(y.dtype).eps
+    y = y.detach()
+    believed = event_norm(step, event_dim) == 0
+    for width in (torch.maximum(8 * step.abs(), 4 * eps * y.abs()), rtol * y.abs()):
+        ahead, behind = y + width, y - width
+        change = ahead - behind
+        try:
+            response = newton(value(ahead) - value(behind))
+        except Exception:  # noqa: BLE001 (f may raise outside its domain, whatever it likes)
+            continue
+        believed |= event_norm(response - change, event_dim) <= event_norm(change, event_dim) / 2  # NaN compares false
+    return believed
 
 
-def _finite(t: Tensor) -> Tensor:
-    return torch.where(t.isfinite(), t, 0.0)
+def _in_each_event(mask: Tensor, event_dim: int) -> Tensor:
+    return mask.flatten(-event_dim).all(-1) if event_dim else mask
 
 
 def obviously_solved(x: Tensor, z: Tensor, rtol: float) -> bool:
     """The free test in the fewest kernels, for the common case that every element passes by itself."""
     if z.numel() == 1:
         target = x.item()
-        return abs(z.item() - target) <= rtol * abs(target)
+        return abs(z.item() - target) <= rtol * abs(target) < math.inf
     return not z.numel() or magnitude_range(lambda z, x: (z - x).div_(x), z, x)[1] <= rtol  # NaN compares false
 
 
@@ -182,7 +200,7 @@ def handle_failure(
     if on_failure == "raise":
         raise error()
     if on_failure == "warn":
-        warnings.warn(str(error()), errors.BacksolveWarning, stacklevel=4)
+        warnings.warn(str(error()), errors.BacksolveWarning, stacklevel=2)
         return result
     return spoil(failed, event_dim, result)
 

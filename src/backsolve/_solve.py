@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from sys import getrefcount
 from typing import Any
@@ -22,8 +23,16 @@ from backsolve._solution import (
     obviously_solved,
     residual_error,
 )
-from backsolve._torch import GradMode, owns_its_memory, versions, weights_are_cached, without_autocast
+from backsolve._torch import (
+    GradMode,
+    is_torch_function,
+    owns_its_memory,
+    versions,
+    weights_are_cached,
+    without_autocast,
+)
 from backsolve.errors import ResidualError
+from backsolve.jacobians import Assembled
 from backsolve.solvers.foreign import NumpySolver, Solver, to_tensor
 
 
@@ -73,10 +82,10 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
     with without_autocast(found.device):
         target = None if x is None else x.detach()
         y = refine(problem, forward, found, target) if problem.refine else found
-        at = _linearize_if_needed(forward, y, x)
+        at, z = _evaluate(forward, y, x)
         check = None
         if report or not (problem.tolerance.off or problem.rule.on_failure == "ignore"):
-            check = _check(problem, forward, y, target, at, report)
+            check = _check(problem, forward, y, target, z, at, report)
         result = y if at is None else attach(problem.rule, at, y, x)
     if check is None:
         return Solved(result, forward, None, None)
@@ -168,30 +177,45 @@ def _check_broadcast(problem: Problem, forward: Forward, y: Tensor, x: Tensor) -
         )
 
 
-def _linearize_if_needed(forward: Forward, y: Tensor, x: Tensor | None) -> Linearization | None:
-    """f with its graph if anything needs a gradient: x, a param, or a tensor that f closes over."""
+def _evaluate(forward: Forward, y: Tensor, x: Tensor | None) -> tuple[Linearization | None, Tensor | None]:
+    """f with its graph if x, a param or a tensor that f closes over needs a gradient; and f(y) if it was evaluated."""
     if not torch.is_grad_enabled():
-        return None
-    if x is not None and x.requires_grad:
-        return linearize(forward, y)
+        return None, None
     tensors = forward.arguments.tensors
-    needed = any(t.requires_grad for t in tensors) or forward(y.detach(), tensors).requires_grad
-    return linearize(forward, y) if needed else None
+    if (x is None or not x.requires_grad) and not any(t.requires_grad for t in tensors):
+        if is_torch_function(forward.f):
+            return None, None
+        z = forward(y.detach(), tensors)
+        if not z.requires_grad:
+            return None, z
+    at = linearize(forward, y)
+    return at, at.value
 
 
 def _check(
-    problem: Problem, forward: Forward, y: Tensor, x: Tensor | None, at: Linearization | None, report: bool
+    problem: Problem,
+    forward: Forward,
+    y: Tensor,
+    x: Tensor | None,
+    z: Tensor | None,
+    at: Linearization | None,
+    report: bool,
 ) -> tuple[Check, Tensor] | None:
     """The residual test: None if it is plain at first sight that every event passes."""
-    z = forward.value(y) if at is None else at.value
+    z = forward.value(y) if z is None else z
     if not report and x is not None and obviously_solved(x, z, problem.tolerance.relative(y.dtype)):
         return None
 
-    def newton(y: Tensor, difference: Tensor) -> Tensor:
-        there = at if at is not None and at.y.data_ptr() == y.data_ptr() else linearize(forward, y)
-        return _newton_step(problem, there, difference)
+    @functools.cache
+    def assembled() -> Assembled:
+        with GradMode(False):
+            return problem.rule.jacobian.assemble(linearize(forward, y) if at is None else at)
 
-    return check_residual(y, x, z, problem.rule.event_dim, problem.tolerance, newton), z
+    def newton(difference: Tensor) -> Tensor:
+        with GradMode(False):
+            return assembled().solve(difference)
+
+    return check_residual(y, x, z, problem.rule.event_dim, problem.tolerance, forward.value, newton), z
 
 
 def _residual_error(

@@ -3,6 +3,15 @@
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.dense import Dense
 from backsolve.jacobians.diagonal import Diagonal
-from backsolve.jacobians.probe import find_coupling, find_wrong_entries
+from backsolve.jacobians.probe import find_coupling, find_wrong_entries, gaussian_like
 
-__all__ = ["Assembled", "Dense", "Diagonal", "Jacobian", "Linearized", "find_coupling", "find_wrong_entries"]
+__all__ = [
+    "Assembled",
+    "Dense",
+    "Diagonal",
+    "Jacobian",
+    "Linearized",
+    "find_coupling",
+    "find_wrong_entries",
+    "gaussian_like",
+]

@@ -90,3 +90,12 @@ class Jacobian(ABC):
     @abstractmethod
     def assemble(self, at: Linearized) -> Assembled:
         """Work out J at `at.y`, from `at.known` or by vector-Jacobian products."""
+
+
+def evaluate_near(make: Callable[[Linearized], Tensor], at: Linearized, y: Tensor) -> Tensor | None:
+    """The entries of J at a y beside `at.y`, without a graph; None if f raises there, outside its domain."""
+    try:
+        with torch.no_grad():
+            return make(at.moved(y.detach()))
+    except Exception:  # noqa: BLE001 (f may raise whatever it likes)
+        return None

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from backsolve import errors
-from backsolve.jacobians.base import Assembled, Entries, Jacobian, Linearized
-from backsolve.linalg import LU
+from backsolve.jacobians.base import Assembled, Entries, Jacobian, Linearized, evaluate_near
+from backsolve.linalg import LU, spectral_radius
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,12 @@ class _DenseAt(Assembled):
         failed = self.lu.singular()
         if not self._is_suspect():
             return failed
-        y = self.at.y.detach()
-        with torch.no_grad():
-            near = _at_least_float32(self.make(self.at.moved(y * (1 + 4 * torch.finfo(y.dtype).eps))))
-            change = self.lu.solve(near - self.matrix.detach())
-        lost = ~(change.abs().sum(-1).amax(-1) < 0.5) if change.numel() else change.new_zeros(change.shape[:-2]).bool()
+        near = evaluate_near(self.make, self.at, self.at.y * (1 + 4 * torch.finfo(self.at.y.dtype).eps))
+        if near is None or not near.numel():
+            lost = torch.full(self.matrix.shape[:-2], near is None, device=self.matrix.device)
+        else:
+            with torch.no_grad():
+                lost = ~(spectral_radius(self.lu.solve(_at_least_float32(near) - self.matrix).abs()) < 0.5)
         return lost if failed is None else failed | lost
 
     def _is_suspect(self) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backsolve._reduce import magnitude_range
-from backsolve.jacobians.base import Assembled, Entries, Jacobian, Linearized
+from backsolve.jacobians.base import Assembled, Entries, Jacobian, Linearized, evaluate_near
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,10 @@ class Diagonal(Jacobian):
 
     @staticmethod
     def _diagonal(at: Linearized) -> Tensor:
-        return at.pull(torch.ones_like(at.y)) if at.known is None else at.known
+        if at.known is not None:
+            return at.known
+        one = torch.ones((), dtype=at.y.dtype, device=at.y.device)
+        return at.pull(one.expand(at.y.shape))  # no memory for a tensor full of ones
 
 
 class _DiagonalAt(Assembled):
@@ -88,9 +91,8 @@ class _DiagonalAt(Assembled):
         suspects = ~((ratio > 4 * eps) & (ratio < 1 / eps)) | self.at.implicit
         hopeless = ~d.isfinite() | (d == 0)
         away = torch.maximum(y.abs(), torch.where(hopeless, 0.0, z / d).abs())
-        with torch.no_grad():
-            near = self.make(self.at.moved(y + torch.where(suspects, 4 * eps * away, 0.0)))
-        hopeless = hopeless | (suspects & ~((near - d).abs() < d.abs() / 2))
+        near = evaluate_near(self.make, self.at, y + torch.where(suspects, 4 * eps * away, 0.0))
+        hopeless = hopeless | (suspects if near is None else suspects & ~((near - d).abs() < d.abs() / 2))
         return hopeless.flatten(-self.at.event_dim).any(-1) if self.at.event_dim else hopeless
 
     def _is_suspect(self, eps: float) -> bool:

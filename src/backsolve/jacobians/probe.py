@@ -1,9 +1,10 @@
-"""The probe that finds a coupling which was declared absent, and never reports one that is not there.
+"""The probe that finds a coupling which was declared absent, and reports none for an f that acts unit by unit.
 
-If no unit of f(y) (an element, or an event) depends on another unit of y, then `J^T u` is given by the assembled J.
-One Gaussian u screens for units where it is not (vectors of +-1 miss half of the single couplings: they cancel).
-Rounding could explain a small difference, so each suspect is confirmed by an exact test: with u = 0 on a unit, `J^T
-u` on that unit is a sum of zeros, exactly 0 in floating point, unless another unit reaches it.
+If no unit of f(y) (an element, or an event) depends on another unit of y, then `J^T u` is given by the assembled J. One
+Gaussian u screens for units where it is not (vectors of +-1 miss half of the single couplings: they cancel). Rounding
+could explain a small difference, so each suspect is confirmed by an exact test: with u = 0 on a unit, `J^T u` on that
+unit is a sum of zeros, exactly 0 in floating point, unless another unit reaches it. (An f that normalises by something
+global and undoes it again does reach it, by rounding errors. It is reported, and needs `verify=False`.)
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def _uniform(n: Tensor) -> Tensor:
     n = n + 0x9E3779B9 & 0xFFFFFFFF
     for factor, shift in ((0x85EBCA6B, 16), (0xC2B2AE35, 13)):
         n = (n ^ n >> shift) * factor & 0xFFFFFFFF
-    return ((n ^ n >> 16) + 0.5) / 2**32
+    return (((n ^ n >> 16) >> 8).to(torch.float32) + 0.5) / 2**24  # 24 bits are exact in float32, so never 0 or 1
 
 
 def _per_unit(mask: Tensor, unit_dims: int) -> Tensor:

@@ -1,5 +1,5 @@
 """What torch.linalg lacks: factorisations whose solves are differentiable to any order and share one LU."""
 
-from backsolve.linalg.lu import LU
+from backsolve.linalg.lu import LU, spectral_radius
 
-__all__ = ["LU"]
+__all__ = ["LU", "spectral_radius"]

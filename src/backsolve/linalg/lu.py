@@ -62,14 +62,22 @@ class LU:
     def _spectral_radius(self, which: Tensor) -> Tensor:
         matrix, factors, pivots = self.matrix.detach()[which], self.factors[which], self.pivots[which]
         identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device).expand_as(matrix)
-        product = torch.linalg.lu_solve(factors, pivots, identity).abs() @ matrix.abs()
-        x = torch.ones_like(product[..., :1])
-        radius = x[..., 0, 0]
-        for _ in range(8):  # power iteration; M >= 0, so the maximum norm converges to rho from above
-            x = product @ x
-            radius = x.amax((-2, -1))
-            x = x / radius[..., None, None]
-        return torch.where(radius.isfinite(), radius, torch.inf)  # a zero pivot, or an entry that is not finite
+        return spectral_radius(torch.linalg.lu_solve(factors, pivots, identity).abs() @ matrix.abs())
+
+
+def spectral_radius(matrix: Tensor) -> Tensor:
+    """The spectral radius of matrices without negative entries, to a few percent; inf if that is not finite.
+
+    Eight steps of power iteration: the maximum norm converges to it from above. It does not change when the unknowns
+    are given other units.
+    """
+    x = torch.ones_like(matrix[..., :1])
+    radius = x.sum((-2, -1))
+    for _ in range(8):
+        x = matrix @ x
+        radius = x.amax((-2, -1))
+        x = x / torch.where(radius > 0, radius, 1.0)[..., None, None]
+    return torch.where(radius.isfinite(), radius, torch.inf)
 
 
 def _eps(t: Tensor) -> float:
