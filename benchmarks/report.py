@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,9 @@ _READ_MEMORY = "MiB of resident memory that one call takes at its highest, above
 
 _READ_GROWTH = "Exponents p of time ~ n^p, fitted to each round; the median over the rounds."
 
-_READ_PROFILE = "CPU time of one forward and backward pass of backsolve, by the innermost function at work."
+_READ_PROFILE = """\
+CPU time of one forward and backward pass of backsolve, by the module whose function is the
+innermost one at work; `results.json` has the functions."""
 
 
 def _section(title: str, text: str, table: str) -> list[str]:
@@ -122,8 +125,7 @@ def _growth(growth: Mapping[str, Any]) -> str:
 
 
 def _profile(places: Mapping[str, float]) -> str:
-    total = sum(places.values())
-    shown = [(place, t) for place, t in places.items() if t >= 0.02 * total]
-    rest = total - sum(t for _, t in shown)
-    rows = [[place, _short(t), f"{t / total:.0%}"] for place, t in [*shown, ("all others", rest)]]
-    return _table(["", "µs", ""], rows)
+    total, modules = sum(places.values()), Counter()
+    for place, microseconds in places.items():
+        modules[place.rpartition(" in ")[2]] += microseconds
+    return _table(["", "µs", ""], ([m, _short(t), f"{t / total:.0%}"] for m, t in modules.most_common()))
