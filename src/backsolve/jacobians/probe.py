@@ -65,10 +65,16 @@ def find_wrong_entries(at: Linearized, assembled: Assembled) -> tuple[tuple[int,
 
 
 def gaussian_like(t: Tensor) -> Tensor:
-    """Gaussian numbers from a hash of their positions: the same at each call, and no random state is touched.
+    """Gaussian numbers, the same at each call, that leave the global random state as it is.
 
-    torch's own generators are refused under vmap.
+    torch refuses its generators under vmap; there the numbers come from a hash of their positions, at several times the
+    cost.
     """
+    try:
+        generator = torch.Generator(t.device).manual_seed(0)
+        return torch.randn(t.shape, generator=generator, device=t.device, dtype=torch.float32).to(t.dtype)
+    except RuntimeError:  # "vmap: We do not yet support calling random operations"
+        pass
     position = torch.arange(t.numel(), device=t.device)
     first, second = (_uniform(position * 2 + k) for k in (0, 1))
     return ((-2 * first.log()).sqrt() * (2 * math.pi * second).cos()).reshape(t.shape).to(t.dtype)  # Box, Muller 1958
