@@ -13,17 +13,14 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.overrides import has_torch_function, has_torch_function_unary
 
-from backsolve import errors
+from backsolve import _functional, _solve, errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule
-from backsolve._linearize import check_value, linearize_connected
-from backsolve._solution import OnFailure, Solution, Tolerance, spoil
-from backsolve._solve import Problem, Solved, solve
-from backsolve._torch import active_transform, without_autocast
-from backsolve.jacobians import Assembled, Dense, Diagonal, Jacobian
+from backsolve._solution import OnFailure, Solution, Tolerance
+from backsolve._solve import ParamEventDims, Problem
+from backsolve._torch import active_transform
+from backsolve.jacobians import Dense, Diagonal, Jacobian
 from backsolve.solvers.foreign import Solver, as_solver, name_of
-
-ParamEventDims = Sequence[int] | Mapping[str, int] | None
 
 
 class Inverse:
@@ -78,7 +75,7 @@ class Inverse:
 
         The first group of event dimensions counts the elements of y, the second those of x.
         """
-        return _eagerly(_made_of_jacobian)(self._problem.rule, self._run(x, params, kwargs), lambda j: j.inverse(), 2)
+        return _eagerly(self._run(x, params, kwargs).made_of_jacobian)(lambda j: j.inverse(), 2)
 
     def __repr__(self) -> str:
         return _representation("inverse", self)
@@ -106,10 +103,10 @@ class Inverse:
         if has_torch_function_unary(x):
             x = x.view_as(x)
             arguments.through_modes()
-        return _eagerly(solve)(problem, x, arguments, report=report)
+        return _eagerly(_path())(problem, x, arguments, report=report)
 
     def _log_det(self, solved: Solved) -> Tensor:
-        return _eagerly(_made_of_jacobian)(self._problem.rule, solved, lambda j: -j.log_abs_det(), 0)
+        return _eagerly(solved.made_of_jacobian)(lambda j: -j.log_abs_det(), 0)
 
 
 class ImplicitFunction:
@@ -141,7 +138,7 @@ class ImplicitFunction:
         _check_call(self._problem, None, arguments)
         if has_torch_function(arguments.tensors):
             arguments.through_modes()
-        return _eagerly(solve)(self._problem, None, arguments, report=report)
+        return _eagerly(_path())(self._problem, None, arguments, report=report)
 
 
 def inverse(
@@ -302,7 +299,7 @@ def _problem(
     structure = jacobian or (Dense() if event_dim else Diagonal())
     call = f"{kind}({name_of(f)}, {name_of(solver)})"
     rule = Rule(structure, event_dim, on_failure, verify, call)
-    return Problem(f, as_solver(solver), rule, refine, Tolerance.of(residual_tol))
+    return Problem(f, as_solver(solver), rule, refine, Tolerance.of(residual_tol), param_event_dims)
 
 
 def _check_event_dims(dims: ParamEventDims) -> None:
@@ -321,8 +318,6 @@ def _bad_x(problem: Problem, x: Any) -> errors.ArgumentError:
 
 def _check_call(problem: Problem, x: Tensor | None, arguments: Arguments) -> None:
     """Refuse what cannot be solved before any work is done."""
-    if transform := active_transform():
-        raise errors.unsupported_transform(problem.call, transform)
     if not arguments.tensors:
         return
     like = x if x is not None else next((t for t in arguments.tensors if t.dim()), None)
@@ -331,21 +326,12 @@ def _check_call(problem: Problem, x: Tensor | None, arguments: Arguments) -> Non
             raise errors.mixed_devices(problem.call, like, t)
 
 
-def _made_of_jacobian(rule: Rule, solved: Solved, make: Callable[[Assembled], Tensor], event_groups: int) -> Tensor:
-    """A function of J at y, differentiable in everything that y depends on; NaN where y is."""
-    if torch.is_inference_mode_enabled():
-        with torch.inference_mode(False), torch.no_grad():
-            return _made_of_jacobian(rule, solved, make, event_groups)
-    with without_autocast(solved.y.device):
-        at = linearize_connected(solved.forward, solved.y)
-        if solved.value is not None:  # f is evaluated later than in the call, which may be much later
-            check_value(at, torch.where(solved.y.isnan(), at.value, solved.value))
-        assembled = rule.assemble(at)
-        trailing_dims = rule.event_dim * event_groups
-        result = rule.spoil_singular(assembled, make(assembled), trailing_dims)
-    if solved.check is not None and rule.on_failure == "nan":
-        result = spoil(solved.check.failed, trailing_dims, result)
-    return result if solved.y.requires_grad else result.detach()
+Solved = _solve.Solved | _functional.Solved
+
+
+def _path() -> Callable[..., Solved]:
+    """The lean path, or the one that composes with the transforms."""
+    return _functional.solve if active_transform() else _solve.solve
 
 
 def _eagerly(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from sys import getrefcount
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule, attach
-from backsolve._linearize import Forward, Linearization, linearize
+from backsolve._linearize import Forward, Linearization, check_value, linearize, linearize_connected
 from backsolve._solution import (
     Check,
     Tolerance,
@@ -22,6 +23,7 @@ from backsolve._solution import (
     handle_failure,
     obviously_solved,
     residual_error,
+    spoil,
 )
 from backsolve._torch import (
     GradMode,
@@ -36,6 +38,9 @@ from backsolve.jacobians import Assembled
 from backsolve.solvers.foreign import NumpySolver, Solver, to_tensor
 
 
+ParamEventDims = Sequence[int] | Mapping[str, int] | None
+
+
 @dataclass(frozen=True)
 class Problem:
     """`f(y, *params) = x` with the solver g for it, and how careful to be."""
@@ -45,6 +50,7 @@ class Problem:
     rule: Rule
     refine: int
     tolerance: Tolerance
+    param_event_dims: ParamEventDims = None
 
     @property
     def call(self) -> str:
@@ -64,6 +70,28 @@ class Solved:
     forward: Forward
     check: Check | None
     value: Tensor | None  # f(y), if it was worked out for the verdict
+    rule: Rule
+
+    def made_of_jacobian(self, make: Callable[[Assembled], Tensor], event_groups: int) -> Tensor:
+        """A function of J at y, differentiable in everything that y depends on; NaN where y is.
+
+        Args:
+            make: the function, of shape `(*batch, *trailing)`.
+            event_groups: how many times `trailing` holds the event dimensions.
+        """
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return self.made_of_jacobian(make, event_groups)
+        rule, trailing_dims = self.rule, self.rule.event_dim * event_groups
+        with without_autocast(self.y.device):
+            at = linearize_connected(self.forward, self.y)
+            if self.value is not None:  # f is evaluated later than in the call, which may be much later
+                check_value(at, torch.where(self.y.isnan(), at.value, self.value))
+            assembled = rule.assemble(at)
+            result = rule.spoil_singular(assembled, make(assembled), trailing_dims)
+        if self.check is not None and rule.on_failure == "nan":
+            result = spoil(self.check.failed, trailing_dims, result)
+        return result if self.y.requires_grad else result.detach()
 
 
 def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: bool = False) -> Solved:
@@ -88,7 +116,7 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
             check = _check(problem, forward, y, target, z, at, report)
         result = y if at is None else attach(problem.rule, at, y, x)
     if check is None:
-        return Solved(result, forward, None, None)
+        return Solved(result, forward, None, None, problem.rule)
     verdict, value = check
     result = handle_failure(
         problem.rule.on_failure,
@@ -97,7 +125,7 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
         result,
         lambda: _residual_error(problem, forward, verdict, found, y, target, value),
     )
-    return Solved(result, forward, verdict, value)
+    return Solved(result, forward, verdict, value, problem.rule)
 
 
 def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward: Forward) -> Tensor:
@@ -216,6 +244,28 @@ def _check(
             return assembled().solve(difference)
 
     return check_residual(y, x, z, problem.rule.event_dim, problem.tolerance, forward.value, newton), z
+
+
+def judge(
+    problem: Problem, forward: Forward, found: Tensor, x: Tensor | None, report: bool
+) -> tuple[Tensor, Check | None]:
+    """y, refined, and the verdict on it where one is asked for; raise or warn as the policy says."""
+    y = refine(problem, forward, found, x) if problem.refine else found
+    if not report and (problem.tolerance.off or problem.rule.on_failure == "ignore"):
+        return y, None
+    check = _check(problem, forward, y, x, None, None, report)
+    if check is None:
+        return y, None
+    verdict, value = check
+    if problem.rule.on_failure != "nan":
+        handle_failure(
+            problem.rule.on_failure,
+            verdict.failed,
+            problem.rule.event_dim,
+            y,
+            lambda: _residual_error(problem, forward, verdict, found, y, x, value),
+        )
+    return y, verdict
 
 
 def _residual_error(

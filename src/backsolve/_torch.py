@@ -126,3 +126,10 @@ def owns_its_memory(tensor: Tensor) -> bool:
 def weights_are_cached() -> bool:
     """Whether `parametrize.cached()` is active: a weight that is first computed without a graph would stay so."""
     return parametrize._cache_enabled > 0
+
+
+def is_differentiated(tensor: Tensor) -> bool:
+    """Whether a derivative of any kind could flow to a tensor, or a level of torch.func maps it."""
+    if tensor.requires_grad or is_functorch_wrapped(tensor):
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
