@@ -105,7 +105,9 @@ def grads_batched(h: Function, inputs: Inputs) -> Any:
 
 def nested_jvp(h: Function, inputs: Inputs) -> Any:
     direction = tangents(inputs)
-    return jvp(lambda *inputs: jvp(h, inputs, direction)[1], inputs, tuple(t.flip(0) if t.dim() else t for t in direction))
+    return jvp(
+        lambda *inputs: jvp(h, inputs, direction)[1], inputs, tuple(t.flip(0) if t.dim() else t for t in direction)
+    )
 
 
 OF_X: dict[str, Transform] = {

@@ -40,13 +40,12 @@ class Arguments:
         """The same with other tensors."""
         return Arguments(*self.rebuild(tensors))
 
-    def event_dims(
-        self, named: Sequence[int] | Mapping[str, int] | None, default: int | None
-    ) -> list[int | None]:
+    def event_dims(self, named: Sequence[int] | Mapping[str, int] | None, default: int | None) -> list[int | None]:
         """The number of event dimensions of each tensor, from a tuple by position or a dict by keyword."""
         slots = [_Slot() for _ in self.tensors]
         args, kwargs = self.rebuild(slots)
-        given = named if isinstance(named, Mapping) else dict(enumerate(named or ()))
+        pairs = named.items() if isinstance(named, Mapping) else enumerate(named or ())
+        given = dict(pairs)
         found: list[int | None] = []
         for key, value in (*enumerate(args), *kwargs.items()):
             slots = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, _Slot)]

@@ -26,7 +26,7 @@ from backsolve._linearize import Forward, linearize
 from backsolve._mapped_solver import solve_mapped
 from backsolve._solution import Check, spoil
 from backsolve._solve import Problem, judge
-from backsolve._torch import GradMode, is_torch_function, without_autocast
+from backsolve._torch import GradMode, is_torch_function, tangents_of_tangents, without_autocast
 from backsolve.jacobians import Assembled
 
 
@@ -77,26 +77,26 @@ class Functional:
         self.inputs = inputs
         self.event_dim = forward.event_dim
         self.implicit = forward.implicit
+        self.known = self._known()
 
-    @cached_property
-    def known(self) -> Tensor | None:
+    def _known(self) -> Tensor | None:
         """The entries of J by the user's formula, if there is one."""
         if self.forward.jacobian.entries is None:
             return None
         return self.forward.with_entries(self.y, self.inputs)[1]
 
     @cached_property
-    def _pulled(self) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor]]]:
-        return torch.func.vjp(lambda y: self.forward(y, self.inputs), self.y)
+    def _pull(self) -> Callable[[Tensor], tuple[Tensor]]:
+        return _vjp(lambda y: self.forward(y, self.inputs), self.y)
 
     @property
     def value(self) -> Tensor:
         """f(y)."""
-        return self._pulled[0].detach()
+        return self.forward(self.y, self.inputs).detach()
 
     def pull(self, v: Tensor) -> Tensor:
         """`J^T v`."""
-        return self._pulled[1](v)[0]
+        return self._pull(v)[0]
 
     def pull_many(self, vs: Tensor) -> Tensor:
         """`J^T v` for a stack of cotangents."""
@@ -118,7 +118,7 @@ class Functional:
         wanted = [t is not None for t in tangents]
         if not any(wanted):
             return None
-        _, push = torch.func.vjp(self._by_inputs(wanted), torch.zeros_like(self.y))
+        push = _vjp(self._by_inputs(wanted), torch.zeros_like(self.y))
         return push(tuple(t for t in tangents if t is not None))[0]
 
     def _by_inputs(self, wanted: Sequence[bool]) -> Callable[[Tensor], tuple[Tensor, ...]]:
@@ -126,7 +126,12 @@ class Functional:
             replaced = iter(chosen)
             return self.forward(self.y, [next(replaced) if w else t for t, w in zip(self.inputs, wanted, strict=True)])
 
-        return torch.func.vjp(of_wanted, *(t for t, w in zip(self.inputs, wanted, strict=True) if w))[1]
+        return _vjp(of_wanted, *(t for t, w in zip(self.inputs, wanted, strict=True) if w))
+
+
+def _vjp(function: Callable[..., Any], *at: Tensor) -> Callable[..., Any]:
+    """The vector-Jacobian product of a function."""
+    return torch.func.vjp(function, *at)[1]
 
 
 def _examine(rule: Rule, forward: Mapped, y: Tensor, inputs: Sequence[Tensor]) -> Tensor | None:
@@ -137,7 +142,9 @@ def _examine(rule: Rule, forward: Mapped, y: Tensor, inputs: Sequence[Tensor]) -
         with without_autocast(y.device):
             at = linearize(forward.within(mapping[1:], inputs), y)
             if at.captures:
-                raise errors.untraceable(rule.call, f"a tensor that only autograd sees, {errors.describe(at.captures[0].tensor)}")
+                raise errors.untraceable(
+                    rule.call, f"a tensor that only autograd sees, {errors.describe(at.captures[0].tensor)}"
+                )
             assembled = rule.assemble(at)
             failed = None if rule.on_failure == "ignore" else assembled.singular()
             if failed is None:
@@ -156,7 +163,7 @@ class _Attached(torch.autograd.Function):
     """The implicit rule as the transforms see it: y out; x and the inputs of f in."""
 
     @staticmethod
-    def forward(rule: Rule, forward: Mapped, y: Tensor, x: Tensor | None, *inputs: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(rule: Rule, forward: Mapped, y: Tensor, x: Tensor | None, *inputs: Tensor) -> Tensor:
         return y.detach()
 
     @staticmethod
@@ -182,7 +189,7 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         # torch switches forward mode off in here, and a nested jvp would silently be 0 (pytorch issue 197867)
-        with forward_ad._set_fwd_grad_enabled(True):
+        with tangents_of_tangents():
             y, *inputs = (_primal(t) for t in ctx.saved_tensors)
             t_x, *t_inputs = (None if t is None else _primal(t) for t in tangents[3:])
             with without_autocast(y.device):
@@ -194,11 +201,10 @@ class _Attached(torch.autograd.Function):
                 return _spoiled(ctx.rule.jacobian.assemble(at).solve(t_z), factor, at.event_dim)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], rule: Rule, forward: Mapped, *tensors: Tensor | None) -> Any:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        rule, forward, *tensors = args
         dims = in_dims[2:]
-        moved = [t if t is None or d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)]
-        y, x, *inputs = moved
-        assert y is not None
+        y, x, *inputs = (t if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True))
         if dims[0] is None:
             y = y.expand(info.batch_size, *y.shape)
         if x is not None:
@@ -266,9 +272,8 @@ def _checked(
     n = len(given)
 
     def run(plain: Sequence[Tensor], mapping: Mapping) -> Outputs:
-        lifted = mapping.lift(plain[0], 0)
-        found = lifted.expand(*mapping.sizes, *lifted.shape[len(mapping) :])
-        target = None if x is None else mapping.lift(plain[1], 1).expand(found.shape)
+        found = mapping.fill(plain[0], 0)
+        target = None if x is None else mapping.fill(plain[1], 1)
         at = forward.within(mapping[n:], plain[n:])
         with without_autocast(found.device):
             y, check = judge(problem, at, found, target, report)

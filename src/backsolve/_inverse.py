@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import torch
@@ -103,7 +103,7 @@ class Inverse:
         if has_torch_function_unary(x):
             x = x.view_as(x)
             arguments.through_modes()
-        return _eagerly(_path())(problem, x, arguments, report=report)
+        return _eagerly(_call)(problem, x, arguments, report=report)
 
     def _log_det(self, solved: Solved) -> Tensor:
         return _eagerly(solved.made_of_jacobian)(lambda j: -j.log_abs_det(), 0)
@@ -138,7 +138,7 @@ class ImplicitFunction:
         _check_call(self._problem, None, arguments)
         if has_torch_function(arguments.tensors):
             arguments.through_modes()
-        return _eagerly(_path())(self._problem, None, arguments, report=report)
+        return _eagerly(_call)(self._problem, None, arguments, report=report)
 
 
 def inverse(
@@ -329,9 +329,10 @@ def _check_call(problem: Problem, x: Tensor | None, arguments: Arguments) -> Non
 Solved = _solve.Solved | _functional.Solved
 
 
-def _path() -> Callable[..., Solved]:
-    """The lean path, or the one that composes with the transforms."""
-    return _functional.solve if active_transform() else _solve.solve
+def _call(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: bool) -> Solved:
+    """By the lean path, or by the one that composes with the transforms."""
+    solve = _functional.solve if active_transform() else _solve.solve
+    return solve(problem, x, arguments, report=report)
 
 
 def _eagerly(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,13 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from backsolve._torch import GradMode, is_functorch_wrapped
-
-_functorch: Any = torch._C._functorch  # it has no stubs
+from backsolve._torch import GradMode, add_mapped_dim, outside_of_transforms, unwrap
 
 Outputs = Sequence[Tensor | None]
 
@@ -59,6 +55,11 @@ class Mapping:
         index: list[Any] = [slice(None) if m else None for m in self.mapped[position]]
         return tensor[(*index, *[None] * extra)] if index or extra else tensor
 
+    def fill(self, tensor: Tensor, position: int) -> Tensor:
+        """Give a tensor every mapped dimension in full size."""
+        lifted = self.lift(tensor, position)
+        return lifted.expand(*self.sizes, *lifted.shape[len(self) :])
+
 
 def concretely(run: Callable[[Sequence[Tensor], Mapping], Outputs], tensors: Sequence[Tensor]) -> list[Tensor | None]:
     """Run a function on plain tensors, outside of all levels and without a graph.
@@ -71,7 +72,7 @@ def concretely(run: Callable[[Sequence[Tensor], Mapping], Outputs], tensors: Seq
         What `run` returned, as tensors of the levels, without a derivative.
     """
     detached = [t.detach() for t in tensors]
-    with temporarily_clear_interpreter_stack(), GradMode(False):
+    with outside_of_transforms(), GradMode(False):
         stripped = [_strip(t) for t in detached]
         levels = sorted({level for _, owned in stripped for level in owned})
         sizes = tuple(next(t.shape[owned.index(n)] for t, owned in stripped if n in owned) for n in levels)
@@ -81,13 +82,8 @@ def concretely(run: Callable[[Sequence[Tensor], Mapping], Outputs], tensors: Seq
 
 
 def _strip(tensor: Tensor) -> tuple[Tensor, list[int]]:
-    """The plain tensor with its mapped dimensions on the left, and the levels that they belong to, in ascending order."""
-    wrappers: list[tuple[int, int]] = []
-    while is_functorch_wrapped(tensor):
-        if _functorch.is_batchedtensor(tensor):
-            wrappers.append((_functorch.maybe_get_level(tensor), _functorch.maybe_get_bdim(tensor)))
-        tensor = _functorch.get_unwrapped(tensor)
-    wrappers.reverse()
+    """The plain tensor with its mapped dimensions on the left, and the levels that they belong to, outermost first."""
+    tensor, wrappers = unwrap(tensor)
     for k, (_, dim) in enumerate(wrappers):
         tensor = tensor.movedim(dim + k, k)
     return tensor.detach(), [level for level, _ in wrappers]
@@ -95,5 +91,5 @@ def _strip(tensor: Tensor) -> tuple[Tensor, list[int]]:
 
 def _dress(tensor: Tensor, levels: Sequence[int]) -> Tensor:
     for level in levels:
-        tensor = _functorch._add_batch_dim(tensor, 0, level)
+        tensor = add_mapped_dim(tensor, level)
     return tensor

@@ -46,24 +46,20 @@ class _Giving(TorchFunctionMode):
         return value
 
 
-def solve_mapped(problem: Problem, x: Tensor | None, arguments: Arguments) -> Tensor:
-    """Run g on plain tensors; what it closes over is found by running it, and given to it as well."""
+def solve_mapped(problem: Problem, x: Tensor | None, arguments: Arguments, reads: tuple[Tensor, ...] = ()) -> Tensor:
+    """Run g on plain tensors; the wrapped ones that it closes over, `reads`, are found by running it."""
     given = arguments.tensors if x is None else (x, *arguments.tensors)
-    reads: list[Tensor] = []
 
     def run(plain: Sequence[Tensor], mapping: Mapping) -> list[Tensor]:
         n = len(given)
-        call = _Call(problem, arguments, x is not None, reads)
-        return [call.solve(plain[:n], plain[n:], mapping)]
+        return [_Call(problem, arguments, x is not None, reads).solve(plain[:n], plain[n:], mapping)]
 
-    while True:
-        try:
-            (y,) = concretely(run, (*given, *reads))
-        except _Reads as found:
-            reads.append(found.tensor)
-        else:
-            assert y is not None
-            return y
+    try:
+        (y,) = concretely(run, (*given, *reads))
+    except _Reads as found:
+        return solve_mapped(problem, x, arguments, (*reads, found.tensor))
+    assert y is not None
+    return y
 
 
 class _Call:

@@ -37,7 +37,6 @@ from backsolve.errors import ResidualError
 from backsolve.jacobians import Assembled
 from backsolve.solvers.foreign import NumpySolver, Solver, to_tensor
 
-
 ParamEventDims = Sequence[int] | Mapping[str, int] | None
 
 

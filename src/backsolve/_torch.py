@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.autograd.variable import Variable
@@ -128,8 +129,36 @@ def weights_are_cached() -> bool:
     return parametrize._cache_enabled > 0
 
 
+def outside_of_transforms() -> AbstractContextManager[Any]:
+    """A context in which no level of torch.func is active."""
+    return temporarily_clear_interpreter_stack()
+
+
+def unwrap(tensor: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+    """The tensor inside all wrappers of torch.func, and (level, dimension) for each that maps, outermost level first.
+
+    The dimension is counted in a tensor from which the dimensions of outer levels are gone.
+    """
+    mapped: list[tuple[int, int]] = []
+    while is_functorch_wrapped(tensor):
+        if _C._functorch.is_batchedtensor(tensor):
+            mapped.append((_C._functorch.maybe_get_level(tensor), _C._functorch.maybe_get_bdim(tensor)))
+        tensor = _C._functorch.get_unwrapped(tensor)
+    return tensor, mapped[::-1]
+
+
+def add_mapped_dim(tensor: Tensor, level: int) -> Tensor:
+    """Let a level of vmap map the first dimension of a tensor."""
+    return _C._functorch._add_batch_dim(tensor, 0, level)
+
+
 def is_differentiated(tensor: Tensor) -> bool:
     """Whether a derivative of any kind could flow to a tensor, or a level of torch.func maps it."""
     if tensor.requires_grad or is_functorch_wrapped(tensor):
         return True
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def tangents_of_tangents() -> AbstractContextManager[Any]:
+    """Inside the jvp of a custom Function: forward AD stays on; else nested tangents are 0 (pytorch #197867)."""
+    return forward_ad._set_fwd_grad_enabled(True)

@@ -125,15 +125,15 @@ def mixed_devices(call: str, x: Any, other: Any) -> ArgumentError:
     )
 
 
-def unsupported_transform(call: str, name: str) -> TransformError:
-    """The call is under a torch transform that is not supported."""
+def empty_map(call: str) -> TransformError:
+    """vmap maps no sample at all, and g cannot be asked what it returns."""
     return TransformError(
         document(
             call,
-            f"it was called under {name}.",
-            expected="a plain eager call, differentiated with torch.autograd (backward or autograd.grad, any order)",
-            got=f"an active {name}",
-            remedy="use torch.autograd.grad(..., create_graph=True) for now",
+            "vmap maps a dimension of size 0, and g takes one sample at a time.",
+            expected="at least one sample, or event dimensions that let g take all samples at once",
+            got="a mapped dimension of size 0",
+            remedy="say which dimensions of the params form one event: inverse(..., param_event_dims=(2, 1))",
         )
     )
 

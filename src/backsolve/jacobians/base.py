@@ -20,10 +20,14 @@ class Linearized(Protocol):
     """What a structure may ask of f at one y. With grad mode on, everything here is differentiable."""
 
     y: Tensor  # (*batch, *event)
-    value: Tensor  # f(y), (*batch, *event), detached
     event_dim: int
     implicit: bool  # whether f(y) is 0 by definition, so that its size says nothing
     known: Tensor | None  # the entries of J by the user's formula, if there is one
+
+    @property
+    def value(self) -> Tensor:
+        """f(y), shape `(*batch, *event)`, detached; for plain tensors only."""
+        ...
 
     def pull(self, v: Tensor) -> Tensor:
         """`J^T v` for one cotangent of the shape of y: one vector-Jacobian product."""
@@ -59,7 +63,18 @@ class Assembled(ABC):
 
     @abstractmethod
     def singular(self) -> Tensor | None:
-        """Which events have no usable inverse, shape `(*batch,)`; None if it is plain that there is none."""
+        """Which events have no usable inverse, shape `(*batch,)`; None if it is plain that there is none.
+
+        Cheap tests first: only suspects are looked at twice. That branches on values, so it is for plain tensors only.
+        """
+
+    @abstractmethod
+    def singular_mask(self) -> Tensor:
+        """The same, always a tensor, for tensors under a transform.
+
+        Nothing here branches on values: f is evaluated beside y for every event, and what must branch is done by
+        `linalg.concretely`. The caller hands the mask to a concrete operation that raises, or multiplies by NaN.
+        """
 
     @abstractmethod
     def transposed_times(self, u: Tensor) -> Tensor:
