@@ -45,6 +45,12 @@ class Rule:
             self._verify(at, assembled)
         return assembled
 
+    def verify_if_due(self, y: Tensor, linearized: Callable[[], Linearization]) -> None:
+        """Verify the structure of J, where nothing else needs J to be assembled."""
+        if self.verify and self._is_due(y):
+            at = linearized()
+            self._verify(at, self.jacobian.assemble(at))
+
     @property
     def unit_dims(self) -> int:
         """How many rightmost dimensions form a unit that no other unit may influence."""

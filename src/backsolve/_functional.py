@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -78,16 +77,13 @@ class Functional:
         self.event_dim = forward.event_dim
         self.implicit = forward.implicit
         self.known = self._known()
+        self._pull: Callable[[Tensor], tuple[Tensor]] | None = None
 
     def _known(self) -> Tensor | None:
         """The entries of J by the user's formula, if there is one."""
         if self.forward.jacobian.entries is None:
             return None
         return self.forward.with_entries(self.y, self.inputs)[1]
-
-    @cached_property
-    def _pull(self) -> Callable[[Tensor], tuple[Tensor]]:
-        return _vjp(lambda y: self.forward(y, self.inputs), self.y)
 
     @property
     def value(self) -> Tensor:
@@ -96,6 +92,8 @@ class Functional:
 
     def pull(self, v: Tensor) -> Tensor:
         """`J^T v`."""
+        if self._pull is None:  # no cached_property: before Python 3.12 it has a lock, which cannot be compiled
+            self._pull = _vjp(lambda y: self.forward(y, self.inputs), self.y)
         return self._pull(v)[0]
 
     def pull_many(self, vs: Tensor) -> Tensor:
@@ -276,7 +274,7 @@ def _checked(
         target = None if x is None else mapping.fill(plain[1], 1)
         at = forward.within(mapping[n:], plain[n:])
         with without_autocast(found.device):
-            y, check = judge(problem, at, found, target, report)
+            y, check = judge(problem, at, found, target, report=report)
         return [y, None, None] if check is None else [y, check.failed, check.residual]
 
     y, failed, residual = concretely(run, (*given, *forward.arguments.tensors))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.overrides import has_torch_function, has_torch_function_unary
 
-from backsolve import _functional, _solve, errors
+from backsolve import _compiled, _functional, _solve, errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule
 from backsolve._solution import OnFailure, Solution, Tolerance
@@ -75,7 +75,7 @@ class Inverse:
 
         The first group of event dimensions counts the elements of y, the second those of x.
         """
-        return _eagerly(self._run(x, params, kwargs).made_of_jacobian)(lambda j: j.inverse(), 2)
+        return self._run(x, params, kwargs).made_of_jacobian(lambda j: j.inverse(), 2)
 
     def __repr__(self) -> str:
         return _representation("inverse", self)
@@ -100,13 +100,15 @@ class Inverse:
         ):
             raise _bad_x(problem, x)
         _check_call(problem, x, arguments)
+        if is_compiling():
+            return _compiled_call(problem, x, arguments, report)
         if has_torch_function_unary(x):
             x = x.view_as(x)
             arguments.through_modes()
-        return _eagerly(_call)(problem, x, arguments, report=report)
+        return _call(problem, x, arguments, report=report)
 
     def _log_det(self, solved: Solved) -> Tensor:
-        return _eagerly(solved.made_of_jacobian)(lambda j: -j.log_abs_det(), 0)
+        return solved.made_of_jacobian(lambda j: -j.log_abs_det(), 0)
 
 
 class ImplicitFunction:
@@ -136,9 +138,11 @@ class ImplicitFunction:
     def _run(self, params: tuple[Any, ...], kwargs: dict[str, Any], report: bool = False) -> Solved:
         arguments = Arguments(params, kwargs)
         _check_call(self._problem, None, arguments)
+        if is_compiling():
+            return _compiled_call(self._problem, None, arguments, report)
         if has_torch_function(arguments.tensors):
             arguments.through_modes()
-        return _eagerly(_call)(self._problem, None, arguments, report=report)
+        return _call(self._problem, None, arguments, report=report)
 
 
 def inverse(
@@ -326,13 +330,20 @@ def _check_call(problem: Problem, x: Tensor | None, arguments: Arguments) -> Non
             raise errors.mixed_devices(problem.call, like, t)
 
 
-Solved = _solve.Solved | _functional.Solved
+Solved = _solve.Solved | _functional.Solved | _compiled.Solved
 
 
 def _call(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: bool) -> Solved:
     """By the lean path, or by the one that composes with the transforms."""
     solve = _functional.solve if active_transform() else _solve.solve
     return solve(problem, x, arguments, report=report)
+
+
+def _compiled_call(problem: Problem, x: Tensor | None, arguments: Arguments, report: bool) -> Solved:
+    """In the graph; around it where the verdict is asked for, or the shape of y does not follow from the arguments."""
+    if report or (x is None and problem.rule.event_dim):
+        return _eagerly(_call)(problem, x, arguments, report=report)
+    return _compiled.solve(problem, x, arguments)
 
 
 def _eagerly(function: Callable[..., Any]) -> Callable[..., Any]:

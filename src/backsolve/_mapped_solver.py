@@ -52,7 +52,7 @@ def solve_mapped(problem: Problem, x: Tensor | None, arguments: Arguments, reads
 
     def run(plain: Sequence[Tensor], mapping: Mapping) -> list[Tensor]:
         n = len(given)
-        return [_Call(problem, arguments, x is not None, reads).solve(plain[:n], plain[n:], mapping)]
+        return [MappedCall(problem, arguments, x is not None, reads).solve(plain[:n], plain[n:], mapping)]
 
     try:
         (y,) = concretely(run, (*given, *reads))
@@ -62,7 +62,7 @@ def solve_mapped(problem: Problem, x: Tensor | None, arguments: Arguments, reads
     return y
 
 
-class _Call:
+class MappedCall:
     """One call of g with plain tensors, some of which have mapped dimensions on the left."""
 
     def __init__(self, problem: Problem, arguments: Arguments, has_x: bool, reads: Sequence[Tensor]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from sys import getrefcount
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -37,6 +39,8 @@ from backsolve.errors import ResidualError
 from backsolve.jacobians import Assembled
 from backsolve.solvers.foreign import NumpySolver, Solver, to_tensor
 
+_numbers = itertools.count()
+_problems: WeakValueDictionary[str, Problem] = WeakValueDictionary()
 ParamEventDims = Sequence[int] | Mapping[str, int] | None
 
 
@@ -50,6 +54,18 @@ class Problem:
     refine: int
     tolerance: Tolerance
     param_event_dims: ParamEventDims = None
+    name: str = field(default_factory=lambda: str(next(_numbers)), compare=False)
+    """Under which compiled graphs know it, as they can hold constants and tensors only."""
+
+    def __post_init__(self) -> None:
+        _problems[self.name] = self
+
+    @staticmethod
+    def named(name: str) -> Problem:
+        """The problem of this name, if it still lives."""
+        if (problem := _problems.get(name)) is None:
+            raise errors.forgotten_problem()
+        return problem
 
     @property
     def call(self) -> str:
@@ -246,10 +262,16 @@ def _check(
 
 
 def judge(
-    problem: Problem, forward: Forward, found: Tensor, x: Tensor | None, report: bool
+    problem: Problem,
+    forward: Forward,
+    found: Tensor,
+    x: Tensor | None,
+    *,
+    report: bool = False,
+    refining: bool = True,
 ) -> tuple[Tensor, Check | None]:
     """y, refined, and the verdict on it where one is asked for; raise or warn as the policy says."""
-    y = refine(problem, forward, found, x) if problem.refine else found
+    y = refine(problem, forward, found, x) if problem.refine and refining else found
     if not report and (problem.tolerance.off or problem.rule.on_failure == "ignore"):
         return y, None
     check = _check(problem, forward, y, x, None, None, report)

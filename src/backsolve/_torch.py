@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters, temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.autograd.variable import Variable
@@ -80,6 +81,8 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 def versions(tensors: Iterable[Tensor]) -> list[int]:
     """The counters of changes in place, which a tensor shares with its views and detached aliases."""
+    if torch.compiler.is_compiling():  # not traceable; f is also run outside of the graph, where this is seen
+        return []
     return [0 if t.is_inference() else t._version for t in tensors]
 
 
@@ -129,6 +132,14 @@ def weights_are_cached() -> bool:
     return parametrize._cache_enabled > 0
 
 
+def depth_of_transforms() -> int:
+    """How many levels of grad and jvp are active; while compiling, those at the time of tracing."""
+    return sum(i.key() in (TransformType.Grad, TransformType.Jvp) for i in retrieve_all_functorch_interpreters())
+
+
+depth_of_transforms.__dict__["_dynamo_marked_constant"] = True  # torch.compiler.assume_constant_result imports dynamo
+
+
 def outside_of_transforms() -> AbstractContextManager[Any]:
     """A context in which no level of torch.func is active."""
     return temporarily_clear_interpreter_stack()
@@ -150,6 +161,14 @@ def unwrap(tensor: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
 def add_mapped_dim(tensor: Tensor, level: int) -> Tensor:
     """Let a level of vmap map the first dimension of a tensor."""
     return _C._functorch._add_batch_dim(tensor, 0, level)
+
+
+_DISPATCH = (_C._dispatch_tls_local_include_set(), _C._dispatch_tls_local_exclude_set())
+
+
+def eagerly() -> AbstractContextManager[Any]:
+    """A context in which torch dispatches as in eager code; inside of a custom operation autograd is out of reach."""
+    return _C._ForceDispatchKeyGuard(*_DISPATCH)
 
 
 def is_differentiated(tensor: Tensor) -> bool:
