@@ -94,7 +94,7 @@ class Functional:
         """`J^T v`."""
         if self._pull is None:  # no cached_property: before Python 3.12 it has a lock, which cannot be compiled
             self._pull = _vjp(lambda y: self.forward(y, self.inputs), self.y)
-        return self._pull(v)[0]
+        return self._pull(v.contiguous())[0]  # torch's forward formulas write into tangents, which may be expanded
 
     def pull_many(self, vs: Tensor) -> Tensor:
         """`J^T v` for a stack of cotangents."""

@@ -37,8 +37,9 @@ class Inverse:
     """
 
     def __init__(self, f: Callable[..., Tensor], solver: Solver, options: dict[str, Any]) -> None:
-        self._f, self._solver, self._options = f, solver, options
+        self._made_of = f, solver, options
         self._problem = _problem("inverse", f, solver, **options)
+        self._text = _representation("inverse", f, solver, options)
 
     def __call__(self, x: Tensor, /, *params: Any, **kwargs: Any) -> Tensor:
         """Return y with `f(y, *params, **kwargs) = x`.
@@ -78,14 +79,14 @@ class Inverse:
         return self._run(x, params, kwargs).made_of_jacobian(lambda j: j.inverse(), 2)
 
     def __repr__(self) -> str:
-        return _representation("inverse", self)
+        return self._text  # vmap asks for it, and torch.compile would trace how it is made
 
     def __reduce__(self) -> Any:
         """Pickle by qualified name if this is what stands there (a decorated solver), else by f, g and options."""
         name = self.__dict__.get("__qualname__")
         if name and functools.reduce(_getattr, name.split("."), sys.modules.get(self.__module__)) is self:
             return name
-        return _rebuild, (type(self), self._f, self._solver, self._options)
+        return _rebuild, (type(self), *self._made_of)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Inverse:
         return _deepcopy(self, memo)
@@ -115,8 +116,9 @@ class ImplicitFunction:
     """A function given by an equation: `y = h(*params)` with `c(y, *params) = 0`. Made by `implicit_function`."""
 
     def __init__(self, c: Callable[..., Tensor], solver: Solver, options: dict[str, Any]) -> None:
-        self._f, self._solver, self._options = c, solver, options
+        self._made_of = c, solver, options
         self._problem = _problem("implicit_function", c, solver, **options)
+        self._text = _representation("implicit_function", c, solver, options)
 
     def __call__(self, *params: Any, **kwargs: Any) -> Tensor:
         """Return y with `c(y, *params, **kwargs) = 0`."""
@@ -127,10 +129,10 @@ class ImplicitFunction:
         return _solution(self._run(params, kwargs, report=True), None)
 
     def __repr__(self) -> str:
-        return _representation("implicit_function", self)
+        return self._text
 
     def __reduce__(self) -> Any:
-        return _rebuild, (type(self), self._f, self._solver, self._options)
+        return _rebuild, (type(self), *self._made_of)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ImplicitFunction:
         return _deepcopy(self, memo)
@@ -356,9 +358,9 @@ def _solution(solved: Solved, log_abs_det: Callable[[], Tensor] | None) -> Solut
     return Solution(solved.y, solved.check.residual, ~solved.check.failed, None, log_abs_det)
 
 
-def _representation(kind: str, made: Inverse | ImplicitFunction) -> str:
-    options = "".join(f", {name}={value!r}" for name, value in made._options.items() if value != _DEFAULTS[name])
-    return f"{kind}({name_of(made._f)}, {name_of(made._solver)}{options})"
+def _representation(kind: str, f: Any, solver: Any, options: dict[str, Any]) -> str:
+    given = "".join(f", {name}={value!r}" for name, value in options.items() if value != _DEFAULTS[name])
+    return f"{kind}({name_of(f)}, {name_of(solver)}{given})"
 
 
 def _rebuild(kind: type, f: Any, solver: Any, options: dict[str, Any]) -> Any:
@@ -366,7 +368,7 @@ def _rebuild(kind: type, f: Any, solver: Any, options: dict[str, Any]) -> Any:
 
 
 def _deepcopy(original: Any, memo: dict[int, Any]) -> Any:
-    twin = type(original)(*(copy.deepcopy(part, memo) for part in (original._f, original._solver, original._options)))
+    twin = type(original)(*(copy.deepcopy(part, memo) for part in original._made_of))
     twin._problem.rule.verified.update(original._problem.rule.verified)
     return twin
 

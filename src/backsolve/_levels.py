@@ -58,7 +58,7 @@ class Mapping:
     def fill(self, tensor: Tensor, position: int) -> Tensor:
         """Give a tensor every mapped dimension in full size."""
         lifted = self.lift(tensor, position)
-        return lifted.expand(*self.sizes, *lifted.shape[len(self) :])
+        return lifted.expand((*self.sizes, *lifted.shape[len(self) :]))
 
 
 def concretely(run: Callable[[Sequence[Tensor], Mapping], Outputs], tensors: Sequence[Tensor]) -> list[Tensor | None]:

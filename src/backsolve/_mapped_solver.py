@@ -99,7 +99,7 @@ class MappedCall:
             for i, (t, b) in enumerate(zip(given, batch_dims, strict=True))
         ]
         if self.has_x:
-            folded[0] = folded[0].expand(*mapping.sizes, *folded[0].shape[len(mapping) :])
+            folded[0] = folded[0].expand((*mapping.sizes, *folded[0].shape[len(mapping) :]))
         try:
             y = self._run(folded, closure)
         except (errors.SolverOutputError, errors.ForwardOutputError):  # one sample at a time has a clearer error
