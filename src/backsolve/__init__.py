@@ -3,16 +3,18 @@
 from backsolve._inverse import Inverse, implicit_function, inverse, inverse_of
 from backsolve._solution import Solution
 from backsolve.errors import BacksolveError
-from backsolve.jacobians import Dense, Diagonal
+from backsolve.jacobians import Banded, Dense, Diagonal, Triangular
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BacksolveError",
+    "Banded",
     "Dense",
     "Diagonal",
     "Inverse",
     "Solution",
+    "Triangular",
     "implicit_function",
     "inverse",
     "inverse_of",
