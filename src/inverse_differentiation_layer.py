@@ -16,7 +16,7 @@ from torch import Tensor
 from backsolve import Dense, errors, inverse
 from backsolve._solve import as_solution
 from backsolve._torch import versions
-from backsolve.linalg import LU
+from backsolve.linalg import LU, Factored
 from backsolve.solvers import as_solver
 
 __all__ = [
@@ -75,13 +75,14 @@ class ImplicitInverseLayerBase(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Solve with the transpose of the saved Jacobian, which is a constant."""
         x, jacobian = ctx.saved_tensors
-        factors = LU(jacobian.float() if jacobian.dtype in (torch.float16, torch.bfloat16) else jacobian)
+        matrix = jacobian.float() if jacobian.dtype in (torch.float16, torch.bfloat16) else jacobian
+        factors = Factored(LU(), matrix)
         singular = factors.singular()
         if singular is not None and singular.any():
             index = tuple(int(i) for i in singular.nonzero()[0])
             numbers = errors.singular_values(jacobian[index])
             raise errors.singular(_CALL, "event", int(singular.sum()), len(jacobian), index, numbers)
-        w = factors.solve(grads[0][..., None].to(factors.matrix.dtype), transposed=True)[..., 0].to(x.dtype)
+        w = factors.solve(grads[0][..., None].to(matrix.dtype), adjoint=True)[..., 0].to(x.dtype)
         return _FirstDerivative.apply(w, x) if torch.is_grad_enabled() else w, None, None
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from backsolve import Diagonal, errors, implicit_function, inverse
-from backsolve.linalg import LU
+from backsolve.linalg import LU, Factored
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -181,7 +181,7 @@ def random_matrices(n: int, batch: int, dtype: torch.dtype) -> Tensor:
 
 
 def is_singular(matrices: Tensor) -> Tensor:
-    found = LU(matrices).singular()
+    found = Factored(LU(), matrices).singular()
     return torch.zeros(len(matrices), dtype=torch.bool) if found is None else found
 
 
@@ -210,11 +210,11 @@ def test_lu_is_differentiable_to_second_order(transposed: bool) -> None:
     torch.manual_seed(0)
     a = (torch.randn(2, 3, 3, dtype=torch.float64) + 3 * torch.eye(3)).requires_grad_()
     b = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
-    solve = lambda a, b: LU(a).solve(b, transposed=transposed)  # noqa: E731
+    solve = lambda a, b: Factored(LU(), a).solve(b, adjoint=transposed)  # noqa: E731
     torch.testing.assert_close((a.mT if transposed else a) @ solve(a, b), b, rtol=1e-13, atol=1e-13)
     assert torch.autograd.gradcheck(solve, (a, b))
     assert torch.autograd.gradgradcheck(solve, (a, b))
-    log_abs_det = lambda a: LU(a).log_abs_det()  # noqa: E731
+    log_abs_det = lambda a: Factored(LU(), a).log_abs_det()  # noqa: E731
     torch.testing.assert_close(log_abs_det(a), torch.linalg.slogdet(a)[1], rtol=1e-13, atol=1e-13)
     assert torch.autograd.gradcheck(log_abs_det, (a,))
     assert torch.autograd.gradgradcheck(log_abs_det, (a,))

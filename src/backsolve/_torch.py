@@ -126,3 +126,8 @@ def owns_its_memory(tensor: Tensor) -> bool:
 def weights_are_cached() -> bool:
     """Whether `parametrize.cached()` is active: a weight that is first computed without a graph would stay so."""
     return parametrize._cache_enabled > 0
+
+
+def tangents_of_tangents() -> AbstractContextManager[Any]:
+    """Inside the jvp of a custom Function: forward AD stays on; else nested tangents are 0 (pytorch #197867)."""
+    return forward_ad._set_fwd_grad_enabled(True)

@@ -36,7 +36,7 @@ MUTANTS = (
     Mutant(
         name="dense: the transpose is dropped",
         file="backsolve/jacobians/dense.py",
-        old="self.lu.solve(self._column(v), transposed=True)",
+        old="self.lu.solve(self._column(v), adjoint=True)",
         new="self.lu.solve(self._column(v))",
         tests=("tests/test_derivatives.py::test_orders_0_to_3_against_closed_form",),
     ),
@@ -53,8 +53,8 @@ MUTANTS = (
     Mutant(
         name="the seed's layer: the transpose is dropped",
         file="inverse_differentiation_layer.py",
-        old=".to(factors.matrix.dtype), transposed=True)",
-        new=".to(factors.matrix.dtype))",
+        old=".to(matrix.dtype), adjoint=True)",
+        new=".to(matrix.dtype))",
         tests=(
             "test_implicit_differentiation.py::ImplicitDifferentiation::test_inverse_layer",
             "test_implicit_differentiation.py::test_apply[two_angles]",
@@ -186,8 +186,8 @@ MUTANTS = (
     Mutant(
         name="turning points are not noticed",
         file="backsolve/jacobians/diagonal.py",
-        old="        if not (self.at.implicit or self._is_suspect(eps)):",
-        new="        if True:",
+        old="return self.singular_mask() if self.at.implicit or self._is_suspect() else None",
+        new="return None",
         tests=("tests/test_singular.py::test_arcsin_at_its_ends",),
     ),
     Mutant(
@@ -199,16 +199,16 @@ MUTANTS = (
     ),
     Mutant(
         name="only an exactly zero pivot is singular",
-        file="backsolve/linalg/lu.py",
-        old="        return ~(pivots > 1e-3 * columns).all(-1)",
-        new="        return ~(pivots > 0 * columns).all(-1)",
+        file="backsolve/linalg/dense.py",
+        old="    return ~(pivots > 1e-3 * columns).all(-1)",
+        new="    return ~(pivots > 0 * columns).all(-1)",
         tests=("tests/test_singular.py::test_rounded_singular_matrices_are_found_and_scaled_good_ones_are_not",),
     ),
     Mutant(
         name="singularity depends on the scale of the rows",
-        file="backsolve/linalg/lu.py",
-        old="        suspects = self._has_small_pivot()\n",
-        new="        return torch.linalg.cond(self.matrix.detach()) * _eps(self.factors) >= 0.1\n",
+        file="backsolve/linalg/dense.py",
+        old="        suspects = _has_small_pivot(factors[0])\n",
+        new="        return torch.linalg.cond(entries) * torch.finfo(entries.dtype).eps >= 0.1\n",
         tests=("tests/test_singular.py::test_rounded_singular_matrices_are_found_and_scaled_good_ones_are_not",),
     ),
     Mutant(
@@ -280,5 +280,26 @@ MUTANTS = (
         old="        return torch.where((x_norm < eps) | (residual > eps), 0.0, eps)",
         new="        return torch.where(x_norm < eps, 0.0, eps)",
         tests=("tests/test_residual.py::test_a_y_that_is_small_by_its_unit",),
+    ),
+    Mutant(
+        name="linalg: the gradient of the entries forgets to exchange its factors for the adjoint",
+        file="backsolve/linalg/factored.py",
+        old="-(a.structure.outer(u, h) if adjoint else a.structure.outer(h, u))",
+        new="-a.structure.outer(h, u)",
+        tests=("tests/test_linalg.py::test_transforms",),
+    ),
+    Mutant(
+        name="linalg: tangents of tangents are lost",
+        file="backsolve/_torch.py",
+        old="return forward_ad._set_fwd_grad_enabled(True)",
+        new="return nullcontext()",
+        tests=("tests/test_linalg.py::test_transforms",),
+    ),
+    Mutant(
+        name="linalg: right-hand sides of one matrix are solved with copies of it",
+        file="backsolve/linalg/factored.py",
+        old="        if b_dim is not None and all(",
+        new="        if False and all(",
+        tests=("tests/test_linalg.py::test_right_hand_sides_of_one_matrix_share_a_factorisation_and_a_solve",),
     ),
 )

@@ -59,7 +59,18 @@ class Assembled(ABC):
 
     @abstractmethod
     def singular(self) -> Tensor | None:
-        """Which events have no usable inverse, shape `(*batch,)`; None if it is plain that there is none."""
+        """Which events have no usable inverse, shape `(*batch,)`; None if it is plain that there is none.
+
+        Cheap tests first: only suspects are looked at twice. That branches on values, so it is for plain tensors only.
+        """
+
+    @abstractmethod
+    def singular_mask(self) -> Tensor:
+        """The same, always a tensor, for tensors under a transform.
+
+        Nothing here branches on values: f is evaluated beside y for every event, and what must branch is done by
+        `linalg.concretely`. The caller hands the mask to a concrete operation that raises, or multiplies by NaN.
+        """
 
     @abstractmethod
     def transposed_times(self, u: Tensor) -> Tensor:

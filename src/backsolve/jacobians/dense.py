@@ -12,7 +12,7 @@ from torch import Tensor
 
 from backsolve import errors
 from backsolve.jacobians.base import Assembled, Entries, Jacobian, Linearized, evaluate_near
-from backsolve.linalg import LU, spectral_radius
+from backsolve.linalg import LU, Factored, spectral_radius
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Dense(Jacobian):
             return at.known.reshape(*batch, n, n)
         identity = torch.eye(n, dtype=at.y.dtype, device=at.y.device)
         cotangents = identity.reshape(n, *(1,) * len(batch), *event).expand(n, *batch, *event)
-        return at.pull_many(cotangents).reshape(n, *batch, n).movedim(0, -2)  # row i is e_i^T J
+        return at.pull_many(cotangents).reshape(n, *batch, n).movedim(0, -2).conj()  # J^H e_i is the conjugate of row i
 
 
 class _DenseAt(Assembled):
@@ -67,14 +67,14 @@ class _DenseAt(Assembled):
         self.make = make
 
     @cached_property
-    def lu(self) -> LU:
-        return LU(self.matrix)
+    def lu(self) -> Factored:
+        return Factored(LU(), self.matrix)
 
     def solve(self, b: Tensor) -> Tensor:
         return self.lu.solve(self._column(b)).reshape(b.shape).to(b.dtype)
 
     def solve_transposed(self, v: Tensor) -> Tensor:
-        return self.lu.solve(self._column(v), transposed=True).reshape(v.shape).to(v.dtype)
+        return self.lu.solve(self._column(v), adjoint=True).reshape(v.shape).to(v.dtype)
 
     def log_abs_det(self) -> Tensor:
         return self.lu.log_abs_det().to(self.at.y.dtype)
@@ -93,13 +93,19 @@ class _DenseAt(Assembled):
         failed = self.lu.singular()
         if not self._is_suspect():
             return failed
+        return self._lost() if failed is None else failed | self._lost()
+
+    def singular_mask(self) -> Tensor:
+        """The same with the second look at every event."""
+        return self.lu.singular_mask() | self._lost()
+
+    def _lost(self) -> Tensor:
+        """Where the rounding of y alone changes J by half, so that no digit of its inverse is left."""
         near = evaluate_near(self.make, self.at, self.at.y * (1 + 4 * torch.finfo(self.at.y.dtype).eps))
         if near is None or not near.numel():
-            lost = torch.full(self.matrix.shape[:-2], near is None, device=self.matrix.device)
-        else:
-            with torch.no_grad():
-                lost = ~(spectral_radius(self.lu.solve(_at_least_float32(near) - self.matrix).abs()) < 0.5)
-        return lost if failed is None else failed | lost
+            return torch.full(self.matrix.shape[:-2], near is None, device=self.matrix.device)
+        with torch.no_grad():
+            return ~(spectral_radius(self.lu.solve(_at_least_float32(near) - self.matrix).abs()) < 0.5)
 
     def _is_suspect(self) -> bool:
         """Whether any event is; an implicit function has no x to compare with, so all of its events are."""
@@ -110,7 +116,7 @@ class _DenseAt(Assembled):
         return not bool((change.abs_() > 4 * torch.finfo(self.at.y.dtype).eps * size.abs()).all())
 
     def transposed_times(self, u: Tensor) -> Tensor:
-        return (self.matrix.mT @ self._column(u)).reshape(u.shape).to(u.dtype)
+        return (self.matrix.mH @ self._column(u)).reshape(u.shape).to(u.dtype)
 
     def rounding(self, u: Tensor) -> Tensor:
         bound = (self.matrix.mT.abs() @ self._column(u).abs()).reshape(u.shape).to(u.dtype)

@@ -48,7 +48,7 @@ class Diagonal(Jacobian):
         if at.known is not None:
             return at.known
         one = torch.ones((), dtype=at.y.dtype, device=at.y.device)
-        return at.pull(one.expand(at.y.shape))  # no memory for a tensor full of ones
+        return at.pull(one.expand(at.y.shape)).conj()  # no memory for a tensor full of ones
 
 
 class _DiagonalAt(Assembled):
@@ -61,7 +61,7 @@ class _DiagonalAt(Assembled):
         return b / self.diagonal
 
     def solve_transposed(self, v: Tensor) -> Tensor:
-        return v / self.diagonal
+        return v / self.diagonal.conj()
 
     def log_abs_det(self) -> Tensor:
         log = self.diagonal.abs().log()
@@ -83,10 +83,12 @@ class _DiagonalAt(Assembled):
         as large as 1 / eps. Most suspects are harmless, such as log at 1, where y is near 0. An implicit function has
         no x to compare with, so all of its elements are suspects.
         """
+        return self.singular_mask() if self.at.implicit or self._is_suspect() else None
+
+    def singular_mask(self) -> Tensor:
+        """The same; f is evaluated at the second place in any case."""
         d, y, z = self.diagonal.detach(), self.at.y.detach(), self.at.value
         eps = torch.finfo(y.dtype).eps
-        if not (self.at.implicit or self._is_suspect(eps)):
-            return None
         ratio = (d * y / z).abs()
         suspects = ~((ratio > 4 * eps) & (ratio < 1 / eps)) | self.at.implicit
         hopeless = ~d.isfinite() | (d == 0)
@@ -95,9 +97,10 @@ class _DiagonalAt(Assembled):
         hopeless = hopeless | (suspects if near is None else suspects & ~((near - d).abs() < d.abs() / 2))
         return hopeless.flatten(-self.at.event_dim).any(-1) if self.at.event_dim else hopeless
 
-    def _is_suspect(self, eps: float) -> bool:
+    def _is_suspect(self) -> bool:
         """Whether any element is, in the fewest kernels; NaN compares false."""
         d, y, z = self.diagonal.detach(), self.at.y.detach(), self.at.value
+        eps = torch.finfo(y.dtype).eps
         if z.numel() > 1:
             low, high = magnitude_range(lambda d, y, z: (d * y).div_(z), d, y, z)
             return not (low > 4 * eps and high < 1 / eps)
@@ -107,7 +110,7 @@ class _DiagonalAt(Assembled):
         return not (change > 4 * eps * x and eps * change < x)
 
     def transposed_times(self, u: Tensor) -> Tensor:
-        return self.diagonal * u
+        return self.diagonal.conj() * u
 
     def rounding(self, u: Tensor) -> Tensor:
         return 8 * torch.finfo(u.dtype).eps * (self.diagonal * u).abs()

@@ -1,5 +1,7 @@
-"""What torch.linalg lacks: factorisations whose solves are differentiable to any order and share one LU."""
+"""What torch.linalg lacks: factorisations that solve, transpose, and stay right under every transform and order."""
 
-from backsolve.linalg.lu import LU, spectral_radius
+from backsolve.linalg.concrete import concretely
+from backsolve.linalg.dense import LU, spectral_radius
+from backsolve.linalg.factored import Factored, Structure
 
-__all__ = ["LU", "spectral_radius"]
+__all__ = ["LU", "Factored", "Structure", "concretely", "spectral_radius"]
