@@ -1,5 +1,6 @@
 """backsolve: differentiate a function through its inverse."""
 
+from backsolve._diagnose import diagnose
 from backsolve._inverse import Inverse, implicit_function, inverse, inverse_of
 from backsolve._solution import Solution
 from backsolve.errors import BacksolveError
@@ -13,6 +14,7 @@ __all__ = [
     "Diagonal",
     "Inverse",
     "Solution",
+    "diagnose",
     "implicit_function",
     "inverse",
     "inverse_of",
