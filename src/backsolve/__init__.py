@@ -1,5 +1,6 @@
 """backsolve: differentiate a function through its inverse."""
 
+from backsolve._diagnose import diagnose
 from backsolve._inverse import Inverse, implicit_function, inverse, inverse_of
 from backsolve._solution import Solution
 from backsolve.errors import BacksolveError
@@ -15,6 +16,7 @@ __all__ = [
     "Inverse",
     "Solution",
     "Triangular",
+    "diagnose",
     "implicit_function",
     "inverse",
     "inverse_of",

@@ -112,6 +112,20 @@ def too_few_dimensions(call: str, shape: Sequence[int], event_dim: int) -> Argum
     )
 
 
+def bad_subject(got: Any) -> ArgumentError:
+    """Something else than an Inverse is to be diagnosed."""
+    return ArgumentError(
+        document(
+            "diagnose(...)",
+            "there is nothing to diagnose.",
+            expected="an Inverse, as inverse(...) and inverse_of(...) make it",
+            got=describe(got),
+            remedy="write diagnose(inverse(f, g), x, *params); for c(y, p) = 0 diagnose inverse(c, lambda x, p: g(p)) "
+            "at x = 0",
+        )
+    )
+
+
 def mixed_devices(call: str, x: Any, other: Any) -> ArgumentError:
     """A parameter that lives on another device than x."""
     return ArgumentError(
