@@ -219,7 +219,7 @@ def first_index(failed: Tensor) -> tuple[int, ...]:
     return tuple(int(i) for i in failed.nonzero()[0])
 
 
-_PERIODS = {"2 pi": 2 * math.pi, "pi": math.pi, "360": 360.0, "180": 180.0, "1": 1.0}
+PERIODS = {"2 pi": 2 * math.pi, "pi": math.pi, "360": 360.0, "180": 180.0, "1": 1.0}
 
 
 def residual_error(
@@ -250,7 +250,7 @@ def residual_error(
 
 
 def _remedy(check: Check, y: Tensor, x: Tensor, z: Tensor, event_dim: int) -> str:
-    for name, period in _PERIODS.items():
+    for name, period in PERIODS.items():
         turns = ((z - x).detach() / period)[check.failed].reshape(int(check.failed.sum()), -1)  # (failed, event)
         whole = (turns - turns.round()).abs() < 1e-4
         if whole.all() and (turns.round() != 0).any(1).all():
