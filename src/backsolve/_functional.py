@@ -98,7 +98,13 @@ class Functional:
 
     def pull_many(self, vs: Tensor) -> Tensor:
         """`J^T v` for a stack of cotangents."""
-        return torch.vmap(self.pull)(vs) if vs.numel() else vs
+        if not vs.numel():
+            return vs
+
+        def pull(v: Tensor) -> Tensor:  # vmap asks for the repr of what it maps, and that of a method is not traceable
+            return self.pull(v)
+
+        return torch.vmap(pull)(vs)
 
     def moved(self, y: Tensor) -> Functional:
         """f linearised at another y."""

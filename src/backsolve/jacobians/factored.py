@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,11 +29,14 @@ class FactoredAt(Assembled):
         self.at = at
         self.make = make
         self.entries = _at_least_float32(make(at))
+        self._a: Factored | None = None
 
-    @cached_property
+    @property
     def a(self) -> Factored:
-        """J, factorised."""
-        return Factored(self.structure, self.entries)
+        """J, factorised when first needed. (cached_property has a lock before Python 3.12, which cannot be compiled.)"""
+        if self._a is None:
+            self._a = Factored(self.structure, self.entries)
+        return self._a
 
     def solve(self, b: Tensor) -> Tensor:
         return self.a.solve(self._column(b)).reshape(b.shape).to(b.dtype)

@@ -103,7 +103,7 @@ class Factored:
         """Solve `A u = b`, or `A^H u = b`; b has shape `(*batch, n, k)`."""
         if torch.compiler.is_compiling():
             a = self.structure.matrix(self.entries)
-            return torch.linalg.solve(a.mH if adjoint else a, b)
+            return torch.linalg.inv(a.mH if adjoint else a) @ b  # torch.linalg.solve is wrong under nested transforms
         if is_grads_batched(b):
             return fold_batched_grads(lambda columns: self._solve_columns(columns, adjoint), b)
         if active_transform() is not None:
