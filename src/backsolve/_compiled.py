@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from backsolve._arguments import Arguments
-from backsolve._attach import Rule
 from backsolve._functional import Functional, Mapped
 from backsolve._levels import Mapping
 from backsolve._operations import excess_of, layout_of
@@ -48,14 +47,13 @@ class Solved:
     """What one call found."""
 
     y: Tensor
-    rule: Rule
-    forward: Mapped
+    call: Call
     check: None = None
 
     def made_of_jacobian(self, make: Callable[[Assembled], Tensor], event_groups: int) -> Tensor:
         """A function of J at y, differentiable in everything that y depends on; NaN where J is singular or y is NaN."""
-        assembled = self.rule.jacobian.assemble(Functional(self.forward, self.y, self.forward.arguments.tensors))
-        return _spoiled(self.rule, assembled, make(assembled), self.rule.event_dim * event_groups)
+        assembled = self.call.assemble(self.y)
+        return self.call.spoil_singular(assembled, self.y, make(assembled), self.call.rule.event_dim * event_groups)
 
 
 def solve(problem: Problem, x: Tensor | None, arguments: Arguments) -> Solved:
@@ -66,54 +64,78 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments) -> Solved:
         x: a checked tensor; None for an implicit function, which has 0 in its place.
         arguments: the params.
     """
-    tensors = arguments.tensors
-    forward = Mapped(problem.bind(arguments, implicit=x is None), (), Mapping(), tensors)
-    given = [t.detach() for t in (tensors if x is None else (x, *tensors))]
-    layout = layout_of(*arguments.rebuild(tensors), problem.call)
+    call = Call(problem, x is not None, arguments)
     with torch.no_grad():
-        if is_torch_function(problem.solver) and x is not None and not problem.refine:
-            y = problem.solver(*given)
-        else:
-            y = torch.ops.backsolve.solve(problem.name, layout, x is not None, [], given)
+        y = call.run_solver(x)
     if x is not None and x.shape != y.shape:
         x = x.expand(y.shape)
-        given[0] = x.detach()
     with without_autocast(y.device):
         with torch.no_grad():
-            z = forward(y, given[x is not None :])
-            excess = excess_of(problem, z, None if x is None else given[0])
-            worst = excess.amax() if y.numel() else y.new_zeros(())
-            factor = torch.ops.backsolve.judge(problem.name, layout, x is not None, [], worst, [y, *given])
-            y = y * factor.reshape(factor.shape + (1,) * problem.rule.event_dim if factor.dim() else ())
-        result = _attach(problem.rule, forward, y, x)
-    return Solved(result, problem.rule, forward)
+            y = call.judged(y, x)
+        return Solved(call.attached(y, x), call)
 
 
-def _attach(rule: Rule, forward: Mapped, y: Tensor, x: Tensor | None) -> Tensor:
-    """y with its derivatives, as many as can be asked for."""
-    tensors, depth = forward.arguments.tensors, depth_of_transforms()
-    if not depth:
-        z = forward(y, tensors)
+class Call:
+    """One call as the custom operations see it: by name, layout and tensors."""
+
+    def __init__(self, problem: Problem, has_x: bool, arguments: Arguments) -> None:
+        self.problem = problem
+        self.rule = problem.rule
+        self.has_x = has_x
+        self.tensors = arguments.tensors
+        self.detached = [t.detach() for t in arguments.tensors]
+        self.forward = Mapped(problem.bind(arguments, implicit=not has_x), (), Mapping(), arguments.tensors)
+        self.layout = layout_of(*arguments.rebuild(arguments.tensors), problem.call)
+
+    def run_solver(self, x: Tensor | None) -> Tensor:
+        """What g returns; a function of torch itself is traced, for the compiler to fuse."""
+        given = self.detached if x is None else [x.detach(), *self.detached]
+        if x is not None and is_torch_function(self.problem.solver) and not self.problem.refine:
+            return self.problem.solver(*given)
+        return torch.ops.backsolve.solve(self.problem.name, self.layout, self.has_x, [], given)
+
+    def judged(self, y: Tensor, x: Tensor | None) -> Tensor:
+        """y after the residual test, which the operation makes where the traced residual is large."""
+        excess = excess_of(self.problem, self.forward(y, self.detached), None if x is None else x.detach())
+        worst = excess.amax() if y.numel() else y.new_zeros(())
+        given = [y, *self.detached] if x is None else [y, x.detach(), *self.detached]
+        factor = torch.ops.backsolve.judge(self.problem.name, self.layout, self.has_x, [], worst, given)
+        return y * (_trailing(factor, self.rule.event_dim) if factor.dim() else factor)
+
+    def attached(self, y: Tensor, x: Tensor | None) -> Tensor:
+        """y with its derivatives, as many as can be asked for."""
+        depth = depth_of_transforms()
+        if not depth:
+            residual = self._residual(y, x)
+            with torch.no_grad():
+                assembled = self.assemble(y)
+            return _Straight.apply(y, self.spoil_singular(assembled, y, assembled.solve(residual), self.rule.event_dim))
+        order = 0
+        while order <= depth:  # one derivative for each level, and one for the backward pass of the compiled function
+            assembled = self.assemble(y)
+            d = self.spoil_singular(assembled, y, assembled.solve(self._residual(y, x)), self.rule.event_dim)
+            y = y - (d - d.detach())
+            order = 2 * order + 1
+        return y
+
+    def assemble(self, y: Tensor) -> Assembled:
+        """J at y."""
+        return self.rule.jacobian.assemble(Functional(self.forward, y, self.tensors))
+
+    def spoil_singular(self, assembled: Assembled, y: Tensor, result: Tensor, trailing_dims: int) -> Tensor:
+        """NaN where J is singular: a compiled graph cannot raise in its backward pass."""
+        if self.rule.on_failure == "ignore":
+            return result
         with torch.no_grad():
-            assembled = rule.jacobian.assemble(Functional(forward, y, tensors))
-        return _Straight.apply(y, _step(rule, assembled, z if x is None else z - x))
-    order = 0
-    while order <= depth:  # one level of torch.func each, and the backward pass of the compiled function
-        z = forward(y, tensors)
-        assembled = rule.jacobian.assemble(Functional(forward, y, tensors))
-        d = _step(rule, assembled, z if x is None else z - x)
-        y = y - (d - d.detach())
-        order = 2 * order + 1
-    return y
+            suspicious = assembled.suspicious().detach()
+            given = [y.detach(), *self.detached]
+            failed = torch.ops.backsolve.singular(self.problem.name, self.layout, self.has_x, [], suspicious, given)
+        return result * _trailing(torch.where(failed, torch.nan, 1.0).to(result.dtype), trailing_dims)
+
+    def _residual(self, y: Tensor, x: Tensor | None) -> Tensor:
+        z = self.forward(y, self.tensors)
+        return z if x is None else z - x
 
 
-def _step(rule: Rule, assembled: Assembled, residual: Tensor) -> Tensor:
-    return _spoiled(rule, assembled, assembled.solve(residual), rule.event_dim)
-
-
-def _spoiled(rule: Rule, assembled: Assembled, result: Tensor, trailing_dims: int) -> Tensor:
-    """NaN where J is singular: no value may be looked at here, so that it cannot raise."""
-    if rule.on_failure == "ignore":
-        return result
-    factor = torch.where(assembled.singular_mask(), torch.nan, 1.0).to(result.dtype)
-    return result * factor.reshape(factor.shape + (1,) * trailing_dims)
+def _trailing(factor: Tensor, dims: int) -> Tensor:
+    return factor.reshape(factor.shape + (1,) * dims)

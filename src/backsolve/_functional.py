@@ -25,7 +25,7 @@ from backsolve._linearize import Forward, linearize
 from backsolve._mapped_solver import solve_mapped
 from backsolve._solution import Check, spoil
 from backsolve._solve import Problem, judge
-from backsolve._torch import GradMode, is_torch_function, tangents_of_tangents, without_autocast
+from backsolve._torch import GradMode, tangents_of_tangents, without_autocast
 from backsolve.jacobians import Assembled
 
 
@@ -35,9 +35,7 @@ class Mapped(Forward):
     __slots__ = ("captures", "inner", "mapping")
 
     def __init__(self, inner: Forward, captures: Sequence[Capture], mapping: Mapping, inputs: Sequence[Tensor]) -> None:
-        super().__init__(
-            inner.f, Arguments(tuple(inputs), {}), inner.jacobian, inner.event_dim, inner.call, inner.implicit
-        )
+        super().__init__(inner.model, Arguments(tuple(inputs), {}), inner.implicit)
         self.inner = inner
         self.captures = captures
         self.mapping = mapping
@@ -74,14 +72,14 @@ class Functional:
         self.forward = forward
         self.y = y
         self.inputs = inputs
-        self.event_dim = forward.event_dim
+        self.event_dim = forward.model.event_dim
         self.implicit = forward.implicit
         self.known = self._known()
         self._pull: Callable[[Tensor], tuple[Tensor]] | None = None
 
     def _known(self) -> Tensor | None:
         """The entries of J by the user's formula, if there is one."""
-        if self.forward.jacobian.entries is None:
+        if self.forward.model.jacobian.entries is None:
             return None
         return self.forward.with_entries(self.y, self.inputs)[1]
 
@@ -260,7 +258,7 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
 
 def _captures(forward: Forward, y: Tensor) -> list[Capture]:
     """The tensors that f closes over. It sees views of y and the params, so that these are not mistaken for them."""
-    if is_torch_function(forward.f) and forward.jacobian.entries is None:
+    if forward.model.closes_over_nothing:
         return []
     given = [t.view_as(t) for t in (y, *forward.arguments.tensors)]
     with Reading(given) as reading, GradMode(True):

@@ -37,7 +37,7 @@ class Inverse:
     """
 
     def __init__(self, f: Callable[..., Tensor], solver: Solver, options: dict[str, Any]) -> None:
-        self._made_of = f, solver, options
+        self._f, self._solver, self._options = f, solver, options
         self._problem = _problem("inverse", f, solver, **options)
         self._text = _representation("inverse", f, solver, options)
 
@@ -86,7 +86,7 @@ class Inverse:
         name = self.__dict__.get("__qualname__")
         if name and functools.reduce(_getattr, name.split("."), sys.modules.get(self.__module__)) is self:
             return name
-        return _rebuild, (type(self), *self._made_of)
+        return _rebuild, (type(self), self._f, self._solver, self._options)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Inverse:
         return _deepcopy(self, memo)
@@ -116,7 +116,7 @@ class ImplicitFunction:
     """A function given by an equation: `y = h(*params)` with `c(y, *params) = 0`. Made by `implicit_function`."""
 
     def __init__(self, c: Callable[..., Tensor], solver: Solver, options: dict[str, Any]) -> None:
-        self._made_of = c, solver, options
+        self._f, self._solver, self._options = c, solver, options
         self._problem = _problem("implicit_function", c, solver, **options)
         self._text = _representation("implicit_function", c, solver, options)
 
@@ -132,7 +132,7 @@ class ImplicitFunction:
         return self._text
 
     def __reduce__(self) -> Any:
-        return _rebuild, (type(self), *self._made_of)
+        return _rebuild, (type(self), self._f, self._solver, self._options)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ImplicitFunction:
         return _deepcopy(self, memo)
@@ -368,7 +368,7 @@ def _rebuild(kind: type, f: Any, solver: Any, options: dict[str, Any]) -> Any:
 
 
 def _deepcopy(original: Any, memo: dict[int, Any]) -> Any:
-    twin = type(original)(*(copy.deepcopy(part, memo) for part in original._made_of))
+    twin = type(original)(*(copy.deepcopy(part, memo) for part in (original._f, original._solver, original._options)))
     twin._problem.rule.verified.update(original._problem.rule.verified)
     return twin
 

@@ -1,4 +1,4 @@
-"""The two custom operations of a compiled call, into which nothing is traced: g, and a closer look at the residual.
+"""The custom operations of a compiled call, into which nothing is traced: g, and closer looks at residuals and J.
 
 They take tensors and constants only: a problem by the name under which it is registered, the params by their tensors
 and a `layout` that says what is around these. Under `vmap` they get the mapped dimensions on the left of the tensors,
@@ -22,7 +22,7 @@ from backsolve._levels import Mapping
 from backsolve._linearize import linearize
 from backsolve._mapped_solver import MappedCall
 from backsolve._solve import Problem, judge, refine
-from backsolve._torch import eagerly
+from backsolve._torch import eagerly, without_autocast
 
 
 def layout_of(args: tuple[Any, ...], kwargs: dict[str, Any], call: str) -> str:
@@ -156,7 +156,7 @@ def judge_op(name: str, layout: str, has_x: bool, mapped: list[int], excess: Ten
 def _factor(problem: Problem, forward: Mapped, y: Tensor, x: Tensor | None, excess: Tensor) -> Tensor:
     rule, good = problem.rule, y.new_ones(_shape_of_factor(problem, y))
     rule.verify_if_due(y, lambda: linearize(forward, y))
-    if problem.tolerance.off or rule.on_failure == "ignore" or bool((excess <= 0).all()):
+    if not problem.is_tested or bool((excess <= 0).all()):
         return good
     _, check = judge(problem, forward, y, x, refining=False)
     if check is not None:
@@ -197,3 +197,47 @@ def _shape_of_factor(problem: Problem, y: Tensor) -> torch.Size:
 def excess_of(problem: Problem, z: Tensor, x: Tensor | None) -> Tensor:
     """By how much the residual exceeds the tolerance of the free test; not positive where `z = f(y)` passes."""
     return z.abs() if x is None else (z - x).abs() - problem.tolerance.relative(z.dtype) * x.abs()
+
+
+# ---- a singular J ---------------------------------------------------------------------------------------------------
+
+SINGULAR = "(str name, str layout, bool has_x, int[] mapped, Tensor suspicious, Tensor[] tensors) -> Tensor"
+
+
+@torch.library.custom_op("backsolve::singular", mutates_args=(), schema=SINGULAR)
+def singular_op(
+    name: str, layout: str, has_x: bool, mapped: list[int], suspicious: Tensor, tensors: list[Tensor]
+) -> Tensor:
+    """Which events have no usable derivative, looked at if any is suspicious; the tensors are y and the params'."""
+    problem, mapping = Problem.named(name), _mapping(mapped, tensors)
+    y = mapping.fill(tensors[0], 0)
+    none = torch.zeros(y.shape[: y.dim() - problem.rule.event_dim], dtype=torch.bool, device=y.device)
+    if not suspicious.any():
+        return none
+    inner = problem.bind(_arguments(layout, tensors[1:]), implicit=not has_x)
+    with eagerly(), without_autocast(y.device):
+        at = linearize(Mapped(inner, (), mapping[1:], tensors[1:]), y)
+        found = problem.rule.jacobian.assemble(at).singular()
+    return none if found is None else found
+
+
+@singular_op.register_fake
+def _(name: str, layout: str, has_x: bool, mapped: list[int], suspicious: Tensor, tensors: list[Tensor]) -> Tensor:  # noqa: ARG001
+    y, k = _mapping(mapped, tensors).fill(tensors[0], 0), Problem.named(name).rule.event_dim
+    return y.new_empty(y.shape[: y.dim() - k], dtype=torch.bool)
+
+
+@singular_op.register_vmap
+def _(
+    info: Any,  # noqa: ARG001
+    in_dims: Any,
+    name: str,
+    layout: str,
+    has_x: bool,
+    mapped: list[int],
+    suspicious: Tensor,
+    tensors: list[Tensor],
+) -> Any:
+    dims = in_dims[5]
+    moved = _to_front(tensors, dims)
+    return torch.ops.backsolve.singular(name, layout, has_x, _one_more(mapped, dims), suspicious, moved), 0

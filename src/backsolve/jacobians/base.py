@@ -70,8 +70,11 @@ class Assembled(ABC):
         """
 
     @abstractmethod
-    def singular_mask(self) -> Tensor:
-        """The same, always a tensor, without a branch on values, for compiled code: every event is looked at twice."""
+    def suspicious(self) -> Tensor:
+        """Whether some event may be singular, as a 0-d tensor, for a compiled graph, which cannot branch.
+
+        Cheap, and True too often rather than too rarely: then `singular` is asked outside of the graph.
+        """
 
     @abstractmethod
     def transposed_times(self, u: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ class FactoredAt(Assembled):
 
     @property
     def a(self) -> Factored:
-        """J, factorised when first needed. (cached_property has a lock before Python 3.12, which cannot be compiled.)"""
-        if self._a is None:
+        """J, factorised when first needed."""
+        if self._a is None:  # no cached_property: before Python 3.12 it has a lock, which torch.compile cannot trace
             self._a = Factored(self.structure, self.entries)
         return self._a
 
@@ -64,17 +64,19 @@ class FactoredAt(Assembled):
             return failed
         return self._lost() if failed is None else failed | self._lost()
 
-    def singular_mask(self) -> Tensor:
-        """Only the second kind: an exactly singular J makes NaN by itself."""
-        return self._lost()
+    def suspicious(self) -> Tensor:
+        turning = self._times(self.at.y.detach(), adjoint=False).abs() <= self._rounding_of(self._column(self.at.value))
+        return turning.any() | self.at.implicit | self.a.suspicious()
 
     def _is_suspect(self) -> bool:
         """Whether any event is; an implicit function has no x to compare with, so all of its events are."""
         if self.at.implicit or not self.entries.numel():
             return self.at.implicit
         change = self._times(self.at.y.detach(), adjoint=False)  # at most |J| |y|, and cheaper
-        size = self._column(self.at.value)
-        return not bool((change.abs() > 4 * torch.finfo(self.at.y.dtype).eps * size.abs()).all())
+        return not bool((change.abs() > self._rounding_of(self._column(self.at.value))).all())
+
+    def _rounding_of(self, z: Tensor) -> Tensor:
+        return 4 * torch.finfo(self.at.y.dtype).eps * z.abs()
 
     @torch.no_grad()
     def _lost(self) -> Tensor:
