@@ -22,7 +22,7 @@ from backsolve import errors
 from backsolve._linearize import Linearization, gradients, relinearize
 from backsolve._solution import OnFailure, first_index, handle_failure
 from backsolve._torch import GradMode, gradient_edge, graph_is_kept, wanted_gradients, without_autocast
-from backsolve.jacobians import Assembled, Jacobian, find_coupling, find_wrong_entries
+from backsolve.jacobians import Assembled, Jacobian, find_coupling, find_false_derivative, find_wrong_entries
 
 Gradients = list[Tensor | None]
 
@@ -80,8 +80,8 @@ class Rule:
     @torch.no_grad()
     def _verify(self, at: Linearization, assembled: Assembled) -> None:
         """Probe the known entries and the declared structure."""
-        if not at.depends_on_y:  # an opaque f with known entries: there is nothing to compare them with
-            return
+        if not at.depends_on_y:  # an opaque f with known entries: its values are all there is to compare them with
+            return self._check_values(at, assembled)
         if at.known is not None:
             wrong = find_wrong_entries(at, assembled)
             if wrong is not None:
@@ -90,6 +90,13 @@ class Rule:
             coupling = find_coupling(at, assembled, self.unit_dims)
             if coupling is not None:
                 raise errors.coupled(self.call, "event" if self.unit_dims else "element", *coupling)
+        return self._check_values(at, assembled)
+
+    def _check_values(self, at: Linearization, assembled: Assembled) -> None:
+        """Probe by finite differences that J is the derivative of the values of f."""
+        false = find_false_derivative(at, assembled, self.unit_dims)
+        if false is not None:
+            raise errors.false_derivative(self.call, "event" if self.unit_dims else "element", *false)
 
 
 def vjp(rule: Rule, at: Linearization, v: Tensor, wanted: Sequence[bool]) -> Gradients:

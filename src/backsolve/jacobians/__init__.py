@@ -3,6 +3,7 @@
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.dense import Dense
 from backsolve.jacobians.diagonal import Diagonal
+from backsolve.jacobians.differences import find_false_derivative
 from backsolve.jacobians.probe import find_coupling, find_wrong_entries, gaussian_like
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Jacobian",
     "Linearized",
     "find_coupling",
+    "find_false_derivative",
     "find_wrong_entries",
     "gaussian_like",
 ]
