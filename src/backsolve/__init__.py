@@ -4,16 +4,18 @@ from backsolve._diagnose import diagnose
 from backsolve._inverse import Inverse, implicit_function, inverse, inverse_of
 from backsolve._solution import Solution
 from backsolve.errors import BacksolveError
-from backsolve.jacobians import Dense, Diagonal
+from backsolve.jacobians import Banded, Dense, Diagonal, Triangular
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BacksolveError",
+    "Banded",
     "Dense",
     "Diagonal",
     "Inverse",
     "Solution",
+    "Triangular",
     "diagnose",
     "implicit_function",
     "inverse",

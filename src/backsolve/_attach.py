@@ -90,6 +90,9 @@ class Rule:
             coupling = find_coupling(at, assembled, self.unit_dims)
             if coupling is not None:
                 raise errors.coupled(self.call, "event" if self.unit_dims else "element", *coupling)
+        contradiction = self.jacobian.contradiction(at, assembled)
+        if contradiction is not None:
+            raise errors.contradicted(self.call, self.jacobian, contradiction)
         return self._check_values(at, assembled)
 
     def _check_values(self, at: Linearization, assembled: Assembled) -> None:

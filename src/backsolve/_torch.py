@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import BuiltinFunctionType, ModuleType
 from typing import Any
@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.autograd.variable import Variable
 from torch.nn.utils import parametrize
 
+_TORCH: Any = torch
 _C: Any = torch._C  # its submodules have no stubs
 
 _NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
@@ -131,3 +132,19 @@ def weights_are_cached() -> bool:
 def tangents_of_tangents() -> AbstractContextManager[Any]:
     """Inside the jvp of a custom Function: forward AD stays on; else nested tangents are 0 (pytorch #197867)."""
     return forward_ad._set_fwd_grad_enabled(True)
+
+
+def is_grads_batched(tensor: Tensor) -> bool:
+    """Whether a tensor stands for a batch of cotangents, in `torch.autograd.grad(..., is_grads_batched=True)`.
+
+    That is a vmap of its own, older than torch.func, which knows nothing of custom Functions.
+    """
+    return _C._functorch.is_legacy_batchedtensor(tensor)
+
+
+def fold_batched_grads(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """Apply a function of plain tensors to such a tensor; it sees the batch of cotangents as the last dimension."""
+    level = _C._vmapmode_increment_nesting() - 1
+    _C._vmapmode_decrement_nesting()
+    plain: Tensor = _TORCH._remove_batch_dim(tensor, level, 0, tensor.dim())
+    return _TORCH._add_batch_dim(function(plain), tensor.dim(), level)

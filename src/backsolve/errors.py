@@ -231,6 +231,19 @@ def singular(
     )
 
 
+def indefinite(index: tuple[int, ...], lowest: float, highest: float) -> StructureError:
+    """A J that was declared positive definite has a negative eigenvalue."""
+    return StructureError(
+        document(
+            "Dense(positive_definite=True)",
+            "J is not positive definite.",
+            expected="only positive eigenvalues in every event",
+            got=f"eigenvalues from {lowest:.3g} to {highest:.3g} at index {index}",
+            remedy="use Dense(), or Dense(positive_definite=True) for -f if J is negative definite",
+        )
+    )
+
+
 def singular_values(matrix: Any) -> str:
     """How near a matrix is to a singular one, for a message."""
     values = matrix.detach().nan_to_num().svd().S
@@ -277,7 +290,20 @@ def false_derivative(
             got=f"in {noun} {index}, along a random direction: {by_jacobian:.6g} by J, {by_values:.6g} by finite "
             "differences",
             remedy="let no part of f that depends on y go through .detach(), .data, .item(), NumPy, torch.no_grad(), a "
-            "hook or a wrong backward; backsolve.diagnose names the place; verify=False trusts J",
+            "hook or a wrong backward; if large terms cancel in f, use float64; verify=False trusts J",
+        )
+    )
+
+
+def contradicted(call: str, claim: Any, found: str) -> StructureError:
+    """The probe found that J has not the structure that was declared within an event."""
+    return StructureError(
+        document(
+            call,
+            "J does not have the declared structure.",
+            expected=f"J = df/dy as {claim!r} describes it",
+            got=found,
+            remedy="declare a wider structure; Dense() claims nothing about the inside of an event",
         )
     )
 
@@ -290,7 +316,8 @@ def bad_entries(call: str, shape: Sequence[int], dtype: Any, got: Any) -> Forwar
             "the function entries returned something that cannot be J.",
             expected=f"a tensor of shape {tuple(shape)} and dtype {dtype}",
             got=describe(got),
-            remedy="return one derivative for each element of y (Diagonal), or one matrix for each event (Dense)",
+            remedy="return what the structure's docstring says: a derivative for each element (Diagonal), a matrix for "
+            "each event (Dense, Triangular), or its bands (Banded)",
         )
     )
 

@@ -1,17 +1,21 @@
 """How `J = df/dy` is represented and solved: one file a structure."""
 
+from backsolve.jacobians.banded import Banded
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.dense import Dense
 from backsolve.jacobians.diagonal import Diagonal
 from backsolve.jacobians.differences import find_false_derivative
 from backsolve.jacobians.probe import find_coupling, find_wrong_entries, gaussian_like
+from backsolve.jacobians.triangular import Triangular
 
 __all__ = [
     "Assembled",
+    "Banded",
     "Dense",
     "Diagonal",
     "Jacobian",
     "Linearized",
+    "Triangular",
     "find_coupling",
     "find_false_derivative",
     "find_wrong_entries",

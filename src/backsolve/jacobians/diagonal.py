@@ -83,10 +83,11 @@ class _DiagonalAt(Assembled):
         as large as 1 / eps. Most suspects are harmless, such as log at 1, where y is near 0. An implicit function has
         no x to compare with, so all of its elements are suspects.
         """
-        return self.singular_mask() if self.at.implicit or self._is_suspect() else None
+        if not (self.at.implicit or self._is_suspect()):
+            return None
+        return self.singular_mask()
 
     def singular_mask(self) -> Tensor:
-        """The same; f is evaluated at the second place in any case."""
         d, y, z = self.diagonal.detach(), self.at.y.detach(), self.at.value
         eps = torch.finfo(y.dtype).eps
         ratio = (d * y / z).abs()
