@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from backsolve import errors
-from backsolve._reduce import magnitude_range
+from backsolve._reduce import extremes
 
 OnFailure = Literal["raise", "warn", "nan", "ignore"]
 
@@ -184,7 +184,10 @@ def obviously_solved(x: Tensor, z: Tensor, rtol: float) -> bool:
     if z.numel() == 1:
         target = x.item()
         return abs(z.item() - target) <= rtol * abs(target) < math.inf
-    return not z.numel() or magnitude_range(lambda z, x: (z - x).div_(x), z, x)[1] <= rtol  # NaN compares false
+    if not z.numel():
+        return True
+    low, high = extremes(torch.div, z, x.detach())
+    return 1 - rtol <= low and high <= 1 + rtol  # NaN compares false
 
 
 def handle_failure(
