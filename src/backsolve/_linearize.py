@@ -55,6 +55,10 @@ class Forward:
         with GradMode(False):
             return self(y.detach(), self.arguments.tensors)
 
+    def with_f(self, f: Callable[..., Tensor]) -> Forward:
+        """The same call with another f."""
+        return Forward(f, self.arguments, self.jacobian, self.event_dim, self.call, self.implicit)
+
     def with_entries(self, y: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """f(y) and, if the user knows J, its entries."""
         z, known = self(y, tensors), self.jacobian.entries
