@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backsolve import Inverse, inverse
+from backsolve import Banded, Dense, Diagonal, Inverse, Triangular, inverse
+from backsolve.jacobians import Jacobian
 from backsolve.solvers import numpy_solver
 
 
@@ -26,6 +27,7 @@ class Problem:
     exact: Callable[..., Tensor]
     sample: Callable[[], tuple[Tensor, ...]]  # x and the params, float64, without gradients
     event_dim: int = 0
+    structures: tuple[Jacobian, ...] = ()  # true claims about J, beside the default
 
     def inputs(self) -> tuple[Tensor, ...]:
         """x and the params as leaves that require a gradient."""
@@ -36,11 +38,11 @@ class Problem:
         """The inverse that is given its params."""
         return inverse(self.f, self.g, event_dim=self.event_dim, **options)
 
-    def closed_over(self, x: Tensor, *params: Tensor) -> Tensor:
+    def closed_over(self, x: Tensor, *params: Tensor, **options: Any) -> Tensor:
         """The same function of x and params, but f and g close over the params."""
         constants = [p.detach() for p in params]
         solver = numpy_solver(lambda x: self.g(torch.from_numpy(x), *constants).numpy()) if params else self.g
-        return inverse(lambda y: self.f(y, *params), solver, event_dim=self.event_dim)(x)
+        return inverse(lambda y: self.f(y, *params), solver, event_dim=self.event_dim, **options)(x)
 
     def __str__(self) -> str:
         return self.name
@@ -66,6 +68,17 @@ def _sandwich(y: Tensor, left: Tensor, right: Tensor) -> Tensor:
 def _well_conditioned(*shape: int) -> Tensor:
     """Matrices with a clearly non-symmetric part and a condition number of a few."""
     return 2 * torch.eye(shape[-1]) + 0.8 * torch.rand(*shape) - 0.4
+
+
+def _bands(d: Any, l: Any, u: Any, m: Any) -> Any:  # noqa: E741
+    """Tridiagonal matrices with the diagonals d, l, u; m is numpy or torch."""
+    embed = torch.diag_embed if m is torch else lambda v, k: np.apply_along_axis(np.diag, -1, v, k)
+    return embed(d, 0) + embed(l, -1) + embed(u, 1)
+
+
+def _lower(a: Any) -> Any:
+    """The lower triangle of a, with a diagonal that is far from zero."""
+    return a.tril() if isinstance(a, Tensor) else np.tril(a)
 
 
 PROBLEMS = [
@@ -115,7 +128,53 @@ PROBLEMS = [
         lambda x, left, right: torch.linalg.inv(left) @ x @ torch.linalg.inv(right),
         lambda: (torch.randn(2, 2, 2), _well_conditioned(2, 2), _well_conditioned(2, 2)),
         event_dim=2,
+        structures=(Banded(3, 3),),
+    ),
+    Problem(
+        "elementwise vector",
+        lambda y, a: a * torch.sinh(y),
+        numpy_solver(lambda x, a: np.arcsinh(x / a)),
+        lambda x, a: torch.asinh(x / a),
+        lambda: (torch.randn(2, 4), torch.rand(4) + 0.5),
+        event_dim=1,
+        structures=(
+            Diagonal(),
+            Banded(0, 0),
+            Banded(1, 2),
+            Triangular(),
+            Triangular(upper=True),
+            Dense(symmetric=True),
+            Dense(positive_definite=True),
+        ),
+    ),
+    Problem(
+        "tridiagonal",
+        lambda y, d, lo, up: _matvec(_bands(d, lo, up, torch), torch.sinh(y)),
+        numpy_solver(lambda x, d, lo, up: np.arcsinh(np.linalg.solve(_bands(d, lo, up, np), x[..., None])[..., 0])),
+        lambda x, d, lo, up: torch.asinh(_matvec(torch.linalg.inv(_bands(d, lo, up, torch)), x)),
+        lambda: (torch.randn(2, 5), 2 + torch.rand(5), torch.rand(4) - 0.5, torch.rand(4)),
+        event_dim=1,
+        structures=(Banded(1, 1), Banded(2, 1)),
+    ),
+    Problem(
+        "triangular",
+        lambda y, a: _matvec(_lower(a), torch.sinh(y)),
+        numpy_solver(lambda x, a: np.arcsinh(np.linalg.solve(_lower(a), x[..., None])[..., 0])),
+        lambda x, a: torch.asinh(_matvec(torch.linalg.inv(_lower(a)), x)),
+        lambda: (torch.randn(2, 3), _well_conditioned(3, 3)),
+        event_dim=1,
+        structures=(Triangular(), Banded(2, 0)),
+    ),
+    Problem(
+        "triangular from above",
+        lambda y, a: _matvec(_lower(a).mT, torch.sinh(y)),
+        numpy_solver(lambda x, a: np.arcsinh(np.linalg.solve(_lower(a).swapaxes(-1, -2), x[..., None])[..., 0])),
+        lambda x, a: torch.asinh(_matvec(torch.linalg.inv(_lower(a).mT), x)),
+        lambda: (torch.randn(2, 3), _well_conditioned(3, 3)),
+        event_dim=1,
+        structures=(Triangular(upper=True), Banded(0, 2)),
     ),
 ]
 
+CLAIMS = [(p, s) for p in PROBLEMS for s in p.structures]
 BY_NAME = {p.name: p for p in PROBLEMS}

@@ -417,7 +417,8 @@ def test_torch_compile_breaks_its_graph_around_us() -> None:
 
 def test_the_public_face() -> None:
     assert sorted(backsolve.__all__) == [
-        "BacksolveError", "Dense", "Diagonal", "Inverse", "Solution", "implicit_function", "inverse", "inverse_of",
+        "BacksolveError", "Banded", "Dense", "Diagonal", "Inverse", "Solution", "Triangular", "diagnose",
+        "implicit_function", "inverse", "inverse_of",
     ]  # fmt: skip
 
 
@@ -621,7 +622,9 @@ def test_private_names_of_torch_are_where_they_were() -> None:
     assert _torch.active_transform() is None
     assert all(_torch.is_torch_function(f) for f in (torch.sin, torch.special.ndtr, torch.nn.functional.softplus))
     assert not any(_torch.is_torch_function(f) for f in (x.mul, lambda y: y, torch.nn.Tanh(), np.sin, Tensor.sin))
-    assert not _torch.weights_are_cached()
+    with torch.nn.utils.parametrize.cached():
+        assert _torch.without_graph(torch.is_grad_enabled)
+    assert not _torch.without_graph(torch.is_grad_enabled)
     assert not _torch.is_functorch_wrapped(x)
     with torch.autocast("cpu"), _torch.without_autocast(x.device):
         assert not torch.is_autocast_enabled("cpu")

@@ -14,12 +14,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from backsolve.linalg import LU, Factored, Structure
+from backsolve.linalg import LU, BandLU, Cholesky, Factored, Structure, Substitution, band_lu, concretely
 
 EPS = torch.finfo(torch.float64).eps
 N = 4
 
-STRUCTURES: dict[str, Structure] = {"LU": LU()}
+STRUCTURES: dict[str, Structure] = {
+    "LU": LU(),
+    "Cholesky": Cholesky(),
+    "lower triangle": Substitution(),
+    "upper triangle": Substitution(upper=True),
+    "bands (1, 1)": BandLU(1, 1),
+    "bands (2, 1)": BandLU(2, 1),
+}
 each_structure = pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())
 each_direction = pytest.mark.parametrize("adjoint", [False, True], ids=["A", "A^H"])
 
@@ -40,16 +47,20 @@ def entries_of(structure: Structure, a: Tensor) -> Tensor:
     return structure.outer(a, torch.eye(N, dtype=a.dtype).expand_as(a)).contiguous()
 
 
+def admissible(structure: Structure, entries: Tensor) -> Tensor:
+    return (entries + entries.mH) / 2 if isinstance(structure, Cholesky) else entries
+
+
 def functions(structure: Structure, adjoint: bool) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     """A scalar function of entries and b that uses a solve and the log-determinant; and the same by `inv`."""
 
     def ours(entries: Tensor, b: Tensor) -> Tensor:
-        a = Factored(structure, entries)
+        a = Factored(structure, admissible(structure, entries))
         u = a.solve(b[..., None], adjoint=adjoint)[..., 0]
         return (u.sin() * b).sum(-1) + a.log_abs_det() * u[..., 0]
 
     def reference(entries: Tensor, b: Tensor) -> Tensor:
-        a = structure.matrix(entries)
+        a = structure.matrix(admissible(structure, entries))
         inverse = torch.linalg.inv(a)
         u = ((inverse.mH if adjoint else inverse) @ b[..., None])[..., 0]
         return (u.sin() * b).sum(-1) + log_abs_det(a) * u[..., 0]
@@ -206,10 +217,11 @@ def test_right_hand_sides_of_one_matrix_share_a_factorisation_and_a_solve(struct
             return super().solve(factors, b, adjoint)
 
     counting = Counting(**vars(structure))
-    e, b = entries_of(structure, sample()), vector(5, 3, N)
+    e, b = admissible(structure, entries_of(structure, sample())), vector(5, 3, N)
     u = vmap(vmap(lambda b: Factored(counting, e).solve(b[:, None])[:, 0]))(b)
     assert seen == [e.shape, torch.Size([N, 15])]
-    torch.testing.assert_close(u, torch.linalg.solve(structure.matrix(e), b.reshape(15, N).mT).mT.reshape(5, 3, N))
+    expected = torch.linalg.solve(structure.matrix(e), b.reshape(15, N).mT).mT.reshape(5, 3, N)
+    torch.testing.assert_close(u, expected, rtol=1e-12, atol=1e-12)
 
 
 @each_structure
@@ -219,7 +231,14 @@ def test_singular_matrices_are_found_under_vmap(structure: Structure) -> None:
     e = entries_of(structure, a)
     expected = torch.zeros(2, 3, dtype=torch.bool)
     expected[1, 2] = True
-    mask = lambda e: Factored(structure, e).singular_mask()  # noqa: E731
+
+    def singular(e: Tensor) -> tuple[Tensor]:
+        found = Factored(structure, e).singular()
+        return (torch.zeros(e.shape[:-2], dtype=torch.bool) if found is None else found,)
+
+    def mask(e: Tensor) -> Tensor:
+        return concretely(singular, e)[0]
+
     assert torch.equal(vmap(vmap(mask))(e), expected)
     assert torch.equal(vmap(mask, in_dims=1, out_dims=1)(e), expected)
     assert torch.equal(mask(e), expected)
@@ -239,3 +258,40 @@ def test_the_gradient_of_a_solve_with_known_entries_only(structure: Structure) -
             leaves = [t.clone().requires_grad_(w) for t, w in zip((e, b), wants, strict=True)]
             results.append(torch.autograd.grad(h(*leaves), [t for t in leaves if t.requires_grad])[0])
         torch.testing.assert_close(results[0], results[1], rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])
+@pytest.mark.parametrize(("lower", "upper"), [(0, 0), (1, 1), (2, 0), (0, 3), (2, 1), (1, 3), (4, 4)])
+@pytest.mark.parametrize("scipy", [True, False], ids=["LAPACK", "torch"])
+def test_band_matrices_that_need_pivots(
+    lower: int, upper: int, dtype: torch.dtype, scipy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gaussian entries: the largest of a column is as likely below the diagonal as on it."""
+    if not scipy:
+        monkeypatch.setattr(band_lu, "_lapack", lambda: None)
+    structure = BandLU(lower, upper)
+    for n in (1, 2, 3, 12):
+        for batch in ((), (3,), (2, 2)):
+            e, b = vector(*batch, lower + upper + 1, n, dtype=dtype), vector(*batch, n, 2, dtype=dtype)
+            a = structure.matrix(e)
+            factored = Factored(structure, e)
+            for adjoint, matrix in ((False, a), (True, a.mH)):
+                u = factored.solve(b, adjoint=adjoint)
+                size = torch.linalg.matrix_norm(matrix)[..., None, None] * u.abs().amax((-2, -1), keepdim=True)
+                assert ((matrix @ u - b).abs() <= 64 * torch.finfo(dtype).eps * size).all()  # backward stable
+                torch.testing.assert_close(structure.times(e, b, adjoint), matrix @ b)
+            if dtype != torch.float32:  # ill-conditioned ones have no digits of a pivot left there
+                torch.testing.assert_close(factored.log_abs_det(), torch.linalg.slogdet(a)[1], rtol=1e-9, atol=1e-9)
+
+
+def test_events_side_by_side_do_not_mix() -> None:
+    """LAPACK gets all events as one band matrix: NaN, zero pivots and overflow must stay where they are."""
+    structure = BandLU(1, 1)
+    e, b = vector(4, 3, 5), vector(4, 5, 1)
+    good = Factored(structure, e).solve(b)
+    e[1, 1, 2] = torch.nan
+    e[2] = 0.0
+    b[0, 3] = torch.nan
+    found = Factored(structure, e).solve(b)
+    assert torch.equal(found[3], good[3])
+    assert found[:3].isnan().any(1).all()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from backsolve._reduce import magnitude_range
+from backsolve._reduce import extremes
 
 
 @pytest.mark.parametrize("n", [1, 1000, 2**17, 2**17 + 1, 300_001])
@@ -14,6 +14,6 @@ from backsolve._reduce import magnitude_range
 def test_the_extremes_are_found_anywhere(n: int, at: int, value: float) -> None:
     x = torch.linspace(1, 2, n, dtype=torch.float64)
     x[at] = value
-    expected = [str(t.item()) for t in (x.abs().amin(), x.abs().amax())]
+    expected = [str(t.item()) for t in ((-x).amin(), (-x).amax())]
     for t in (x, torch.stack([x, x], 1)[:, 0]):
-        assert [str(e) for e in magnitude_range(torch.neg, t)] == expected
+        assert [str(e) for e in extremes(torch.neg, t)] == expected

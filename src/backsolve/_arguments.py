@@ -18,7 +18,7 @@ class Arguments:
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.tensors: tuple[Tensor, ...]
         self._structure: pytree.TreeSpec | None = None
-        if not kwargs and all(type(a) is Tensor or type(a) is Parameter for a in args):
+        if not kwargs and (not args or all(type(a) is Tensor or type(a) is Parameter for a in args)):
             self.tensors = args  # the common case, without the 4 us of a tree walk
             return
         self._leaves, self._structure = pytree.tree_flatten((args, kwargs))

@@ -13,15 +13,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from backsolve import errors
-from backsolve._linearize import Linearization, gradients, relinearize
+from backsolve._linearize import Linearization, gradients, linearize, relinearize
 from backsolve._solution import OnFailure, first_index, handle_failure
-from backsolve._torch import GradMode, gradient_edge, graph_is_kept, wanted_gradients, without_autocast
+from backsolve._torch import (
+    GradMode,
+    gradient_edge,
+    graph_is_kept,
+    outside_autocast,
+    wanted_gradients,
+    without_autocast,
+)
 from backsolve.jacobians import Assembled, Jacobian, find_coupling, find_wrong_entries
 
 Gradients = list[Tensor | None]
@@ -45,7 +53,7 @@ class Rule:
             self._verify(at, assembled)
         return assembled
 
-    @property
+    @cached_property
     def unit_dims(self) -> int:
         """How many rightmost dimensions form a unit that no other unit may influence."""
         return self.event_dim if self.jacobian.unit_dims is None else self.jacobian.unit_dims
@@ -54,12 +62,14 @@ class Rule:
         """Whether to probe: the first time for an event shape, dtype, device and pattern of batch dimensions of size 1.
 
         Then at the 2nd, 4th, 8th, ... and each 64th time: a coupling may be invisible at first, with weights that start
-        at zero, or appear in training.
+        at zero, or appear in training. One element alone has nothing to be coupled with.
         """
-        batch = y.shape[: y.dim() - self.unit_dims]
-        key = (y.shape[len(batch) :], tuple(n > 1 for n in batch), y.dtype, y.device)
-        times = self.verified.get(key, 0) + 1
-        self.verified[key] = times
+        if y.numel() == 1 and self.jacobian.entries is None:
+            return False
+        shape = tuple(y.shape)
+        units = len(shape) - self.unit_dims
+        key = (shape[units:], tuple(map((1).__lt__, shape[:units])), y.dtype, y.device)
+        times = self.verified[key] = self.verified.get(key, 0) + 1
         return not times & (times - 1) or not times % 64
 
     def spoil_singular(self, assembled: Assembled, result: Tensor, event_dim: int) -> Tensor:
@@ -80,9 +90,10 @@ class Rule:
     @torch.no_grad()
     def _verify(self, at: Linearization, assembled: Assembled) -> None:
         """Probe the known entries and the declared structure."""
-        if not at.depends_on_y:  # an opaque f with known entries: there is nothing to compare them with
-            return
         if at.known is not None:
+            at = linearize(at.forward, at.y, to_y=True)
+            if not at.depends_on_y:  # an opaque f: there is nothing to compare its entries with
+                return
             wrong = find_wrong_entries(at, assembled)
             if wrong is not None:
                 raise errors.wrong_entries(self.call, *wrong)
@@ -90,13 +101,16 @@ class Rule:
             coupling = find_coupling(at, assembled, self.unit_dims)
             if coupling is not None:
                 raise errors.coupled(self.call, "event" if self.unit_dims else "element", *coupling)
+        contradiction = self.jacobian.contradiction(at, assembled)
+        if contradiction is not None:
+            raise errors.contradicted(self.call, self.jacobian, contradiction)
 
 
-def vjp(rule: Rule, at: Linearization, v: Tensor, wanted: Sequence[bool]) -> Gradients:
+def vjp(v: Tensor, rule: Rule, at: Linearization, wanted: Sequence[bool]) -> Gradients:
     """Pull v back to x and to the inputs of f: `w = J^-T v` and `-f_p^T w`."""
     assembled = rule.assemble(at)
     w = rule.spoil_singular(assembled, assembled.solve_transposed(v), rule.event_dim)
-    return [w, *at.pull_inputs(-w, wanted)] if any(wanted) else [w, *(None for _ in wanted)]
+    return [w, *at.pull_inputs(-w, wanted)] if any(wanted) else [w, *[None] * len(wanted)]
 
 
 def attach(rule: Rule, at: Linearization, y: Tensor, x: Tensor | None) -> Tensor:
@@ -110,7 +124,9 @@ def attach(rule: Rule, at: Linearization, y: Tensor, x: Tensor | None) -> Tensor
     """
     if not at.depends_on_y and rule.jacobian.entries is None:
         raise errors.no_dependence(rule.call)
-    tensors = (*at.forward.arguments.tensors, *(c.tensor for c in at.captures))
+    tensors = at.forward.arguments.tensors
+    if at.captures:
+        tensors = (*tensors, *[c.tensor for c in at.captures])
     return _Implicit.apply(rule, at, [y], x, *tensors)
 
 
@@ -128,23 +144,22 @@ class _Implicit(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         y, *tensors = ctx.saved_tensors  # also autograd's test for changes in place
         wanted = wanted_gradients(ctx)[ctx.has_x :] if tensors else []
-        with without_autocast(y.device):
-            if torch.is_grad_enabled():
-                w, *others = _differentiable_vjp(ctx.rule, ctx.at, y, grads[0], tensors, wanted)
-            else:
-                w, *others = vjp(ctx.rule, ctx.at, grads[0], wanted)
+        if torch.is_grad_enabled():
+            w, *others = outside_autocast(_differentiable_vjp, y, grads[0], ctx.rule, ctx.at, tensors, wanted)
+        else:
+            w, *others = outside_autocast(vjp, grads[0], ctx.rule, ctx.at, wanted)
         if not graph_is_kept():
             ctx.at = None
         return None, None, None, w if ctx.has_x else None, *others
 
 
 def _differentiable_vjp(
-    rule: Rule, at: Linearization, y: Tensor, v: Tensor, tensors: Sequence[Tensor], wanted: Sequence[bool]
+    y: Tensor, v: Tensor, rule: Rule, at: Linearization, tensors: Sequence[Tensor], wanted: Sequence[bool]
 ) -> Gradients:
     """`vjp` as a differentiable function of y, v and the inputs of f, all of which are connected."""
 
     def pulled(y: Tensor, v: Tensor, *inputs: Tensor) -> list[Tensor]:
-        results = vjp(rule, relinearize(at, y, inputs), v, wanted)
+        results = vjp(v, rule, relinearize(at, y, inputs), wanted)
         return _filled(results, (y, *inputs))
 
     n_params = len(tensors) - len(at.captures)
@@ -201,7 +216,7 @@ class _OnLeaves(torch.autograd.Function):
 def _pull(outputs: Sequence[Tensor], leaves: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Gradients:
     """The gradients of those outputs that have any."""
     live = [(gradient_edge(o), v) for o, v in zip(outputs, cotangents, strict=True) if o.requires_grad]
-    return gradients([o for o, _ in live], leaves, [v for _, v in live])
+    return gradients(tuple(o for o, _ in live), leaves, tuple(v for _, v in live))
 
 
 def _filled(results: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:

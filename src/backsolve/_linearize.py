@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,80 +14,89 @@ from torch.autograd.graph import GradientEdge
 
 from backsolve import errors
 from backsolve._arguments import Arguments
-from backsolve._closure import Graph, Traced, replacing, trace
-from backsolve._torch import GradMode, gradient_edge, is_torch_function, pull_back, versions, without_autocast
+from backsolve._closure import Capture, Graph, replacing, trace
+from backsolve._torch import GradMode, gradient_edge, is_torch_function, outside_autocast, pull_back, versions
 from backsolve.jacobians import Jacobian, gaussian_like
+
+
+@dataclass(frozen=True)
+class Model:
+    """f and what is claimed of it.
+
+    Attributes:
+        f: the forward function.
+        jacobian: the structure of J.
+        event_dim: how many rightmost dimensions f mixes.
+        call: how messages name the problem.
+    """
+
+    f: Callable[..., Tensor]
+    jacobian: Jacobian
+    event_dim: int
+    call: str
+
+    @cached_property
+    def closes_over_nothing(self) -> bool:
+        """Whether it is plain that f reads no tensors but its arguments, and the formula of J neither."""
+        return is_torch_function(self.f) and self.jacobian.entries is None
 
 
 class Forward:
     """f together with the params of one call: a function of y and of tensors to put in the place of the params'."""
 
-    __slots__ = ("arguments", "call", "event_dim", "f", "implicit", "jacobian")
+    __slots__ = ("arguments", "implicit", "model")
 
-    def __init__(
-        self,
-        f: Callable[..., Tensor],
-        arguments: Arguments,
-        jacobian: Jacobian,
-        event_dim: int,
-        call: str,
-        implicit: bool,
-    ) -> None:
-        self.f = f
+    def __init__(self, model: Model, arguments: Arguments, implicit: bool) -> None:
+        self.model = model
         self.arguments = arguments
-        self.jacobian = jacobian
-        self.event_dim = event_dim
-        self.call = call
         self.implicit = implicit
 
     def __call__(self, y: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Evaluate f(y, *params) with autocast off, and check that the result can be x."""
         args, kwargs = self.arguments.rebuild(tensors)
         before = versions((y, *tensors))
-        with without_autocast(y.device):
-            z = self.f(y, *args, **kwargs)
+        z = outside_autocast(self.model.f, y, *args, **kwargs)
         if not isinstance(z, Tensor) or z.shape != y.shape or z.dtype != y.dtype or z.device != y.device:
             raise self._bad_output(y, z)
         if versions((y, *tensors)) != before:
-            raise errors.forward_changed_input(self.call)
+            raise errors.forward_changed_input(self.model.call)
         return z
 
     def value(self, y: Tensor) -> Tensor:
         """f(y) without a graph."""
         with GradMode(False):
-            return self(y.detach(), self.arguments.tensors)
+            return self(y, self.arguments.tensors)
 
     def with_f(self, f: Callable[..., Tensor]) -> Forward:
         """The same call with another f."""
-        return Forward(f, self.arguments, self.jacobian, self.event_dim, self.call, self.implicit)
+        return Forward(replace(self.model, f=f), self.arguments, self.implicit)
 
     def with_entries(self, y: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """f(y) and, if the user knows J, its entries."""
-        z, known = self(y, tensors), self.jacobian.entries
+        z, known = self(y, tensors), self.model.jacobian.entries
         if known is None:
             return (z,)
         args, kwargs = self.arguments.rebuild(tensors)
-        with without_autocast(y.device):
-            entries = known(y, *args, **kwargs)
-        shape = self.jacobian.entries_shape(y.shape, self.event_dim)
+        entries = outside_autocast(known, y, *args, **kwargs)
+        shape = self.model.jacobian.entries_shape(y.shape, self.model.event_dim)
         if not isinstance(entries, Tensor) or entries.shape != shape or entries.dtype != y.dtype:
-            raise errors.bad_entries(self.call, shape, y.dtype, entries)
+            raise errors.bad_entries(self.model.call, shape, y.dtype, entries)
         return z, entries
 
     def _bad_output(self, y: Tensor, z: Any) -> errors.ForwardOutputError:
         if not isinstance(z, Tensor):
             remedy = "let f return one tensor, made by torch operations"
-            return errors.bad_forward_output(self.call, "a torch.Tensor", errors.describe(z), remedy)
-        k = self.event_dim
+            return errors.bad_forward_output(self.model.call, "a torch.Tensor", errors.describe(z), remedy)
+        k = self.model.event_dim
         if z.shape == y.shape:
             expected = f"dtype {y.dtype} on {y.device}, like y"
             remedy = "give the constants and parameters of f the dtype and device of x"
         elif k and z.dim() >= k and z.shape[-k:] != y.shape[-k:] and z.shape[:-k] == y.shape[:-k]:
-            return errors.not_square(self.call, y.shape[-k:], z.shape[-k:])
+            return errors.not_square(self.model.call, y.shape[-k:], z.shape[-k:])
         else:
             expected = f"the shape of y, {tuple(y.shape)}"
             remedy = "let f map each event of y to one of the same shape; check the broadcasting of its parameters"
-        return errors.bad_forward_output(self.call, expected, errors.describe(z), remedy)
+        return errors.bad_forward_output(self.model.call, expected, errors.describe(z), remedy)
 
 
 _FEW = 8  # up to here so many passes cost less than the overhead of vmap
@@ -95,57 +106,64 @@ class Linearization:
     """f near one y: its value and its vector-Jacobian products, from the graph of one evaluation.
 
     `inputs` are the leaves that stand for the params' tensors and for the captures, in this order. `known` are the
-    entries of J that the user's formula gave in the same evaluation.
+    entries of J that the user's formula gave in the same evaluation. Where there are any, the graph need not lead to y.
     """
 
     __slots__ = (
         "_output", "captures", "depends_on_y", "event_dim", "forward", "implicit", "inputs", "known", "value", "y",
     )  # fmt: skip
 
-    def __init__(self, forward: Forward, y: Tensor, traced: Traced, inputs: Sequence[Tensor]) -> None:
-        output = traced.values[0]
+    def __init__(
+        self,
+        forward: Forward,
+        y: Tensor,
+        inputs: Sequence[Tensor],
+        values: Sequence[Tensor],
+        captures: Sequence[Capture] = (),
+        depends_on_y: bool = True,
+    ) -> None:
         self.forward = forward
-        self.event_dim = forward.event_dim
+        self.event_dim = forward.model.event_dim
         self.implicit = forward.implicit
         self.y = y
         self.inputs = inputs
-        self.captures = traced.captures
+        self.captures = captures
+        output, *entries = values
         self.value = output.detach()
-        self.known = traced.values[1] if len(traced.values) > 1 else None
-        self.depends_on_y = traced.depends_on_y and output.requires_grad
+        self.known = entries[0] if entries else None
         # The edge keeps the graph, but not the data of f(y).
-        self._output = [gradient_edge(output)] if output.requires_grad else []
+        self._output = (gradient_edge(output),) if output.requires_grad else ()
+        self.depends_on_y = depends_on_y and output.requires_grad
 
     def pull(self, v: Tensor) -> Tensor:
         """`J^T v`."""
-        (result,) = pull_back(self._edge(), (self.y,), (v,))
+        if not self.depends_on_y:
+            raise errors.no_dependence(self.forward.model.call)
+        (result,) = pull_back(self._output, (self.y,), (v,))
         return torch.zeros_like(v) if result is None else result
 
     def pull_many(self, vs: Tensor) -> Tensor:
         """`J^T v` for a stack of cotangents: one vectorised pass, or one each if they are few or f has no vmap rule."""
+        if not self.depends_on_y:
+            raise errors.no_dependence(self.forward.model.call)
         if not vs.numel():
             return vs
         if len(vs) <= _FEW:
             return torch.stack([self.pull(v) for v in vs])
         options = {"retain_graph": True, "create_graph": torch.is_grad_enabled(), "materialize_grads": True}
         try:
-            return torch.autograd.grad(self._edge(), (self.y,), (vs,), is_grads_batched=True, **options)[0]
+            return torch.autograd.grad(self._output, (self.y,), (vs,), is_grads_batched=True, **options)[0]
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # a Function without vmap support, data-dependent control flow, ...
             return torch.stack([self.pull(v) for v in vs])
-
-    def _edge(self) -> list[GradientEdge]:
-        if not self.depends_on_y:
-            raise errors.no_dependence(self.forward.call)
-        return self._output
 
     def pull_inputs(self, v: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
         """`f_p^T v` for the inputs that are wanted, None for the others and for those that f does not use."""
         if not self._output or not any(wanted):
             return [None] * len(wanted)
         leaves = [t if w else None for t, w in zip(self.inputs, wanted, strict=True)]
-        return gradients(self._output, leaves, [v])
+        return gradients(self._output, leaves, (v,))
 
     def moved(self, y: Tensor) -> Linearization:
         """f linearised at another y."""
@@ -153,10 +171,10 @@ class Linearization:
 
 
 def gradients(
-    outputs: Sequence[GradientEdge], leaves: Sequence[Tensor | None], cotangents: Sequence[Tensor]
+    outputs: tuple[GradientEdge, ...], leaves: Sequence[Tensor | None], cotangents: tuple[Tensor, ...]
 ) -> list[Tensor | None]:
     """The gradient for each leaf, differentiable if grad mode is on; None where there is none to have."""
-    chosen = [t for t in leaves if t is not None and t.requires_grad]
+    chosen = tuple([t for t in leaves if t is not None and t.requires_grad])
     if not outputs or not chosen:
         return [None] * len(leaves)
     if any(t._backward_hooks for t in chosen):  # they would run on this inner gradient, and once more on the final one
@@ -165,19 +183,24 @@ def gradients(
     return [next(found) if t is not None and t.requires_grad else None for t in leaves]
 
 
-def linearize(forward: Forward, y: Tensor) -> Linearization:
-    """Evaluate f at y on fresh leaves, and find what it closes over."""
-    if torch.is_inference_mode_enabled():
-        with torch.inference_mode(False):
-            return linearize(forward, y)
-    y = _leaf(y, True)
+def linearize(forward: Forward, y: Tensor, *, to_y: bool | None = None) -> Linearization:
+    """Evaluate f at y on fresh leaves, and find what it closes over.
+
+    Args:
+        forward: f.
+        y: where.
+        to_y: whether the graph must lead to y; None: unless the entries of J are known.
+    """
+    if not torch.is_grad_enabled():
+        with torch.inference_mode(False), torch.enable_grad():
+            return linearize(forward, y, to_y=to_y)
+    model = forward.model
+    y = _leaf(y, model.jacobian.entries is None if to_y is None else to_y)
     tensors = [_leaf(t, t.requires_grad) for t in forward.arguments.tensors]
-    with GradMode(True):
-        if is_torch_function(forward.f) and forward.jacobian.entries is None:  # it closes over nothing
-            traced = Traced([forward(y, tensors)])
-        else:
-            traced = trace(lambda: forward.with_entries(y, tensors), (y, *tensors), forward.call)
-    return Linearization(forward, y, traced, (*tensors, *traced.leaves))
+    if model.closes_over_nothing:
+        return Linearization(forward, y, tensors, (forward(y, tensors),))
+    traced = trace(lambda: forward.with_entries(y, tensors), (y, *tensors), model.call)
+    return Linearization(forward, y, (*tensors, *traced.leaves), traced.values, traced.captures, traced.depends_on_y)
 
 
 def _leaf(t: Tensor, requires_grad: bool) -> Tensor:
@@ -190,7 +213,7 @@ def linearize_connected(forward: Forward, y: Tensor) -> Linearization:
     y = y.view_as(y) if y.requires_grad else _leaf(y, True)
     with GradMode(True):
         values = forward.with_entries(y, forward.arguments.tensors)
-    return Linearization(forward, y, Traced(values), forward.arguments.tensors)
+    return Linearization(forward, y, forward.arguments.tensors, values)
 
 
 def relinearize(first: Linearization, y: Tensor, inputs: Sequence[Tensor]) -> Linearization:
@@ -204,8 +227,8 @@ def relinearize(first: Linearization, y: Tensor, inputs: Sequence[Tensor]) -> Li
     for leaf in Graph(values).leaves:
         if id(leaf) not in known:
             what = f"another leaf than in the call, {errors.describe(leaf)}; is it cached?"
-            raise errors.untraceable(forward.call, what)
-    again = Linearization(forward, y, Traced(values, captures, stand_ins, first.depends_on_y), inputs)
+            raise errors.untraceable(forward.model.call, what)
+    again = Linearization(forward, y, inputs, values, captures, first.depends_on_y)
     with GradMode(False):
         _check_same(first, again)
     return again
@@ -218,12 +241,11 @@ def _check_same(first: Linearization, again: Linearization) -> None:
     """
     if first.known is not None and again.known is not None:
         check_close(first, first.known, again.known, first.known)
-    if first.depends_on_y:
-        u = gaussian_like(first.y)
-        before, after = (gradients(at._output, [at.y, *at.inputs], [u]) for at in (first, again))
-        for old, new in zip(before, after, strict=True):
-            if old is not None and new is not None:
-                check_close(first, old, new, old)
+    u = gaussian_like(first.y)
+    before, after = (gradients(at._output, [at.y, *at.inputs], (u,)) for at in (first, again))
+    for old, new in zip(before, after, strict=True):
+        if old is not None and new is not None:
+            check_close(first, old, new, old)
     check_value(again, first.value)
 
 
@@ -246,4 +268,4 @@ def check_close(first: Linearization, before: Tensor, after: Tensor, size: Tenso
     size = size.abs().nan_to_num(0.0, 0.0, 0.0)
     scale = size.flatten(-k).amax(-1).reshape(size.shape[: size.dim() - k] + (1,) * k) if k and size.numel() else size
     if not (difference <= math.sqrt(torch.finfo(before.dtype).eps) * scale).all():
-        raise errors.changed_between(first.forward.call, difference.nan_to_num(math.inf).max().item())
+        raise errors.changed_between(first.forward.model.call, difference.nan_to_num(math.inf).max().item())

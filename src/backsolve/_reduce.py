@@ -1,4 +1,4 @@
-"""The smallest and largest magnitude of an expression over large tensors, without a large temporary."""
+"""The smallest and the largest value of an expression over large tensors, without a large temporary."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor
 _PIECE = 2**17  # elements: the temporaries of a piece stay in the cache and in the allocator's pool
 
 
-def magnitude_range(expression: Callable[..., Tensor], *tensors: Tensor) -> tuple[float, float]:
-    """Return the minimum and the maximum of `|expression(*tensors)|`; NaN twice if any element is NaN.
+def extremes(expression: Callable[..., Tensor], *tensors: Tensor) -> tuple[float, float]:
+    """Return the minimum and the maximum of `expression(*tensors)`; NaN twice if any element is NaN.
 
     Fresh memory costs more than arithmetic: for a million elements on a CPU a temporary is several times as dear as the
     operation that fills it. On other devices each piece would be a synchronisation, so there are none.
 
     Args:
-        expression: elementwise, called with the tensors or with equal pieces of them; returns a fresh tensor.
+        expression: elementwise, called with the tensors or with equal pieces of them.
         tensors: of one shape, not empty.
     """
     first = tensors[0]
     if first.numel() <= _PIECE or first.device.type != "cpu" or not all(t.is_contiguous() for t in tensors):
-        low, high = torch.aminmax(expression(*tensors).abs_())
+        low, high = torch.aminmax(expression(*tensors))
         return low.item(), high.item()
-    smallest, largest = math.inf, 0.0
+    smallest, largest = math.inf, -math.inf
     for pieces in zip(*(t.view(-1).split(_PIECE) for t in tensors), strict=True):
-        low, high = (t.item() for t in torch.aminmax(expression(*pieces).abs_()))
+        low, high = (t.item() for t in torch.aminmax(expression(*pieces)))
         if math.isnan(high):
             return math.nan, math.nan
         smallest, largest = min(smallest, low), max(largest, high)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from backsolve import errors
-from backsolve._reduce import magnitude_range
+from backsolve._reduce import extremes
 
 OnFailure = Literal["raise", "warn", "nan", "ignore"]
 
@@ -184,7 +184,10 @@ def obviously_solved(x: Tensor, z: Tensor, rtol: float) -> bool:
     if z.numel() == 1:
         target = x.item()
         return abs(z.item() - target) <= rtol * abs(target) < math.inf
-    return not z.numel() or magnitude_range(lambda z, x: (z - x).div_(x), z, x)[1] <= rtol  # NaN compares false
+    if not z.numel():
+        return True
+    low, high = extremes(torch.div, z, x.detach())
+    return 1 - rtol <= low and high <= 1 + rtol  # NaN compares false
 
 
 def handle_failure(
@@ -219,7 +222,7 @@ def first_index(failed: Tensor) -> tuple[int, ...]:
     return tuple(int(i) for i in failed.nonzero()[0])
 
 
-_PERIODS = {"2 pi": 2 * math.pi, "pi": math.pi, "360": 360.0, "180": 180.0, "1": 1.0}
+PERIODS = {"2 pi": 2 * math.pi, "pi": math.pi, "360": 360.0, "180": 180.0, "1": 1.0}
 
 
 def residual_error(
@@ -250,7 +253,7 @@ def residual_error(
 
 
 def _remedy(check: Check, y: Tensor, x: Tensor, z: Tensor, event_dim: int) -> str:
-    for name, period in _PERIODS.items():
+    for name, period in PERIODS.items():
         turns = ((z - x).detach() / period)[check.failed].reshape(int(check.failed.sum()), -1)  # (failed, event)
         whole = (turns - turns.round()).abs() < 1e-4
         if whole.all() and (turns.round() != 0).any(1).all():

@@ -13,7 +13,7 @@ from torch import Tensor
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule, attach
-from backsolve._linearize import Forward, Linearization, linearize
+from backsolve._linearize import Forward, Linearization, Model, linearize
 from backsolve._solution import (
     Check,
     Tolerance,
@@ -28,8 +28,8 @@ from backsolve._torch import (
     is_torch_function,
     owns_its_memory,
     versions,
-    weights_are_cached,
     without_autocast,
+    without_graph,
 )
 from backsolve.errors import ResidualError
 from backsolve.jacobians import Assembled
@@ -52,12 +52,22 @@ class Problem:
         """How messages name this problem."""
         return self.rule.call
 
+    @functools.cached_property
+    def model(self) -> Model:
+        """f and what is claimed of it."""
+        return Model(self.f, self.rule.jacobian, self.rule.event_dim, self.rule.call)
+
+    @functools.cached_property
+    def is_tested(self) -> bool:
+        """Whether somebody wants to know if `f(y) = x`."""
+        return not (self.tolerance.off or self.rule.on_failure == "ignore")
+
     def bind(self, arguments: Arguments, *, implicit: bool) -> Forward:
         """f with the params of one call."""
-        return Forward(self.f, arguments, self.rule.jacobian, self.rule.event_dim, self.call, implicit)
+        return Forward(self.model, arguments, implicit)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen, it would take three times as long
 class Solved:
     """What one call found: the differentiable y, f with its params, and the verdict if it was asked for."""
 
@@ -77,19 +87,16 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
         arguments: the params.
         report: work out the verdict for every event, also where the options need none.
     """
-    forward = problem.bind(arguments, implicit=x is None)
+    forward = Forward(problem.model, arguments, x is None)
     solution = run_solver(problem, x, arguments, forward)
     found = solution.y
     if x is not None and x.shape != found.shape:
         x = x.expand(found.shape)
-    with without_autocast(found.device):
-        target = None if x is None else x.detach()
-        y = refine(problem, forward, found, target) if problem.refine else found
-        at, z = _evaluate(forward, y, x)
-        check = None
-        if report or solution.failed is not None or not (problem.tolerance.off or problem.rule.on_failure == "ignore"):
-            check = _check(problem, forward, y, target, z, at, report)
-        result = y if at is None else attach(problem.rule, at, y, x)
+    y = refine(problem, forward, found, x) if problem.refine else found
+    tested = report or problem.is_tested or solution.failed is not None
+    at, z = _evaluate(forward, y, x, tested)
+    check = None if z is None else _check(problem, forward, y, x, z, at, report)
+    result = y if at is None else attach(problem.rule, at, y, x)
     if check is None:
         return Solved(result, forward, None, None)
     verdict, value = check
@@ -100,7 +107,7 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
         verdict.failed,
         problem.rule.event_dim,
         result,
-        solution.error or (lambda: _residual_error(problem, forward, verdict, found, y, target, value)),
+        solution.error or (lambda: _residual_error(problem, forward, verdict, found, y, x, value)),
     )
     return Solved(result, forward, verdict, value, solution.iterations)
 
@@ -115,16 +122,11 @@ def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward
     given = arguments.tensors if x is None else (x, *arguments.tensors)
     detached = [t.detach() for t in given]
     before = versions(detached)
-    with GradMode(torch.is_grad_enabled() and weights_are_cached()):
-        if x is None:
-            args, kwargs = arguments.rebuild(detached)
-            result = problem.solver(*args, **kwargs)
-        else:
-            args, kwargs = arguments.rebuild(detached[1:])
-            result = problem.solver(detached[0], *args, **kwargs)
+    args, kwargs = arguments.rebuild(detached if x is None else detached[1:])
+    first = detached[: x is not None]
+    result = without_graph(problem.solver, *first, *args, **kwargs)
     if versions(detached) != before:
-        changed_x = x is not None and versions(detached[:1]) != before[:1]
-        raise errors.solver_changed_input(problem.call, "x" if changed_x else "params")
+        raise errors.solver_changed_input(problem.call, "x" if versions(first) != before[: len(first)] else "params")
     fresh = isinstance(problem.solver, NumpySolver) or not isinstance(result, Tensor)
     held = getrefcount(result) > _REFERENCES
     y = as_solution(problem.call, result, next((t for t in given if t.is_floating_point()), None) if x is None else x)
@@ -187,19 +189,22 @@ def _check_broadcast(problem: Problem, forward: Forward, y: Tensor, x: Tensor) -
         )
 
 
-def _evaluate(forward: Forward, y: Tensor, x: Tensor | None) -> tuple[Linearization | None, Tensor | None]:
-    """f with its graph if x, a param or a tensor that f closes over needs a gradient; and f(y) if it was evaluated."""
-    if not torch.is_grad_enabled():
-        return None, None
-    tensors = forward.arguments.tensors
-    if (x is None or not x.requires_grad) and not any(t.requires_grad for t in tensors):
-        if is_torch_function(forward.f):
-            return None, None
-        z = forward(y.detach(), tensors)
-        if not z.requires_grad:
-            return None, z
-    at = linearize(forward, y)
-    return at, at.value
+def _evaluate(
+    forward: Forward, y: Tensor, x: Tensor | None, tested: bool
+) -> tuple[Linearization | None, Tensor | None]:
+    """f with its graph, if x, a param or a tensor that f closes over needs a gradient; and f(y), if it is needed."""
+    if torch.is_grad_enabled():
+        tensors = forward.arguments.tensors
+        wanted = (x is not None and x.requires_grad) or any(t.requires_grad for t in tensors)
+        if not wanted and not is_torch_function(forward.model.f):  # its closures may
+            z = forward(y, tensors)
+            if not z.requires_grad:
+                return None, z if tested else None
+            wanted = True
+        if wanted:
+            at = linearize(forward, y)
+            return at, at.value if tested else None
+    return None, forward.value(y) if tested else None
 
 
 def _check(
@@ -207,25 +212,23 @@ def _check(
     forward: Forward,
     y: Tensor,
     x: Tensor | None,
-    z: Tensor | None,
+    z: Tensor,
     at: Linearization | None,
     report: bool,
 ) -> tuple[Check, Tensor] | None:
     """The residual test: None if it is plain at first sight that every event passes."""
-    z = forward.value(y) if z is None else z
     if not report and x is not None and obviously_solved(x, z, problem.tolerance.relative(y.dtype)):
         return None
 
     @functools.cache
     def assembled() -> Assembled:
-        with GradMode(False):
-            return problem.rule.jacobian.assemble(linearize(forward, y) if at is None else at)
+        return problem.rule.jacobian.assemble(linearize(forward, y) if at is None else at)
 
     def newton(difference: Tensor) -> Tensor:
-        with GradMode(False):
-            return assembled().solve(difference)
+        return assembled().solve(difference)
 
-    return check_residual(y, x, z, problem.rule.event_dim, problem.tolerance, forward.value, newton), z
+    with GradMode(False), without_autocast(y.device):
+        return check_residual(y, x, z, problem.rule.event_dim, problem.tolerance, forward.value, newton), z
 
 
 def _residual_error(
@@ -234,12 +237,6 @@ def _residual_error(
     # A y on the wrong revolution is off by a whole period as g found it, and by anything once Newton has moved it.
     as_found = z if found is y else forward.value(found)
     return residual_error(problem.call, check, y, x, z, as_found, problem.rule.event_dim, problem.tolerance)
-
-
-@torch.no_grad()
-def _newton_step(problem: Problem, at: Linearization, difference: Tensor) -> Tensor:
-    """`J^-1 (f(y) - x)`."""
-    return problem.rule.jacobian.assemble(at).solve(difference)
 
 
 @torch.no_grad()
@@ -254,7 +251,8 @@ def refine(problem: Problem, forward: Forward, y: Tensor, x: Tensor | None) -> T
     for _ in range(problem.refine):
         difference = at.value if x is None else at.value - x
         before = event_norm(difference, k)
-        trial = y - _newton_step(problem, at, difference)
+        with without_autocast(y.device):
+            trial = y - problem.rule.jacobian.assemble(at).solve(difference)
         trial_value = forward.value(trial)
         better = event_norm(trial_value if x is None else trial_value - x, k) < before  # NaN is never better
         if not better.any():

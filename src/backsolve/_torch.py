@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from operator import attrgetter
 from types import BuiltinFunctionType, ModuleType
 from typing import Any
 
@@ -14,12 +15,27 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.autograd.variable import Variable
 from torch.nn.utils import parametrize
 
+_TORCH: Any = torch
 _C: Any = torch._C  # its submodules have no stubs
 
+_VERSION = attrgetter("_version")  # unlike a comprehension, without a frame of Python for each call
 _NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
 _ENGINE: Any = Variable._execution_engine
 LEAF_NODE: Any = _C._functions.AccumulateGrad
 """The node that ends every path of a graph and holds its leaf tensor as `variable`."""
+
+
+def without_graph(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function with grad mode off.
+
+    But leave it on if `parametrize.cached()` is active: a weight that is first computed without a graph would stay so.
+    """
+    before = torch.is_grad_enabled()
+    _C._set_grad_enabled(before and parametrize._cache_enabled > 0)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _C._set_grad_enabled(before)
 
 
 class GradMode:
@@ -60,15 +76,14 @@ def gradient_edge(tensor: Tensor) -> GradientEdge:
 
 
 def pull_back(
-    outputs: Sequence[GradientEdge], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+    outputs: tuple[GradientEdge, ...], inputs: tuple[Tensor, ...], cotangents: tuple[Tensor, ...]
 ) -> tuple[Tensor | None, ...]:
     """`torch.autograd.grad` that keeps the graph, without its 10 us of checks; None for inputs that are not reached.
 
     The result is differentiable if grad mode is on.
     """
-    create_graph = torch.is_grad_enabled()
     return _ENGINE.run_backward(  # outputs, cotangents, keep_graph, create_graph, inputs, allow_unreachable
-        tuple(outputs), tuple(cotangents), True, create_graph, tuple(inputs), True, accumulate_grad=False
+        outputs, cotangents, True, torch.is_grad_enabled(), inputs, True, accumulate_grad=False
     )
 
 
@@ -77,9 +92,20 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if _C._is_any_autocast_enabled() else _NO_CONTEXT
 
 
-def versions(tensors: Iterable[Tensor]) -> list[int]:
+def outside_autocast(function: Callable[..., Any], y: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Call `function(y, ...)` with autocast off: `with without_autocast(y.device)` costs a microsecond."""
+    if not _C._is_any_autocast_enabled():
+        return function(y, *args, **kwargs)
+    with torch.autocast(y.device.type, enabled=False):
+        return function(y, *args, **kwargs)
+
+
+def versions(tensors: Sequence[Tensor]) -> list[int]:
     """The counters of changes in place, which a tensor shares with its views and detached aliases."""
-    return [0 if t.is_inference() else t._version for t in tensors]
+    try:
+        return list(map(_VERSION, tensors))
+    except RuntimeError:  # what inference mode made does not count
+        return [0 if t.is_inference() else t._version for t in tensors]
 
 
 def graph_is_kept() -> bool:
@@ -123,11 +149,22 @@ def owns_its_memory(tensor: Tensor) -> bool:
     return storage.resizable() and _C._storage_Use_Count(storage._cdata) <= 2  # the tensor's, and `storage` itself
 
 
-def weights_are_cached() -> bool:
-    """Whether `parametrize.cached()` is active: a weight that is first computed without a graph would stay so."""
-    return parametrize._cache_enabled > 0
-
-
 def tangents_of_tangents() -> AbstractContextManager[Any]:
     """Inside the jvp of a custom Function: forward AD stays on; else nested tangents are 0 (pytorch #197867)."""
     return forward_ad._set_fwd_grad_enabled(True)
+
+
+def is_grads_batched(tensor: Tensor) -> bool:
+    """Whether a tensor stands for a batch of cotangents, in `torch.autograd.grad(..., is_grads_batched=True)`.
+
+    That is a vmap of its own, older than torch.func, which knows nothing of custom Functions.
+    """
+    return _C._functorch.is_legacy_batchedtensor(tensor)
+
+
+def fold_batched_grads(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """Apply a function of plain tensors to such a tensor; it sees the batch of cotangents as the last dimension."""
+    level = _C._vmapmode_increment_nesting() - 1
+    _C._vmapmode_decrement_nesting()
+    plain: Tensor = _TORCH._remove_batch_dim(tensor, level, 0, tensor.dim())
+    return _TORCH._add_batch_dim(function(plain), tensor.dim(), level)

@@ -137,6 +137,20 @@ def too_few_dimensions(call: str, shape: Sequence[int], event_dim: int) -> Argum
     )
 
 
+def bad_subject(got: Any) -> ArgumentError:
+    """Something else than an Inverse is to be diagnosed."""
+    return ArgumentError(
+        document(
+            "diagnose(...)",
+            "there is nothing to diagnose.",
+            expected="an Inverse, as inverse(...) and inverse_of(...) make it",
+            got=describe(got),
+            remedy="write diagnose(inverse(f, g), x, *params); for c(y, p) = 0 diagnose inverse(c, lambda x, p: g(p)) "
+            "at x = 0",
+        )
+    )
+
+
 def mixed_devices(call: str, x: Any, other: Any) -> ArgumentError:
     """A parameter that lives on another device than x."""
     return ArgumentError(
@@ -256,6 +270,19 @@ def singular(
     )
 
 
+def indefinite(index: tuple[int, ...], lowest: float, highest: float) -> StructureError:
+    """A J that was declared positive definite has a negative eigenvalue."""
+    return StructureError(
+        document(
+            "Dense(positive_definite=True)",
+            "J is not positive definite.",
+            expected="only positive eigenvalues in every event",
+            got=f"eigenvalues from {lowest:.3g} to {highest:.3g} at index {index}",
+            remedy="use Dense(), or Dense(positive_definite=True) for -f if J is negative definite",
+        )
+    )
+
+
 def singular_values(matrix: Any) -> str:
     """How near a matrix is to a singular one, for a message."""
     values = matrix.detach().nan_to_num().svd().S
@@ -290,6 +317,19 @@ def coupled(call: str, noun: str, index: tuple[int, ...], leak: float) -> Struct
     )
 
 
+def contradicted(call: str, claim: Any, found: str) -> StructureError:
+    """The probe found that J has not the structure that was declared within an event."""
+    return StructureError(
+        document(
+            call,
+            "J does not have the declared structure.",
+            expected=f"J = df/dy as {claim!r} describes it",
+            got=found,
+            remedy="declare a wider structure; Dense() claims nothing about the inside of an event",
+        )
+    )
+
+
 def bad_entries(call: str, shape: Sequence[int], dtype: Any, got: Any) -> ForwardOutputError:
     """The user's formula for the entries of J returned something that cannot be them."""
     return ForwardOutputError(
@@ -298,7 +338,8 @@ def bad_entries(call: str, shape: Sequence[int], dtype: Any, got: Any) -> Forwar
             "the function entries returned something that cannot be J.",
             expected=f"a tensor of shape {tuple(shape)} and dtype {dtype}",
             got=describe(got),
-            remedy="return one derivative for each element of y (Diagonal), or one matrix for each event (Dense)",
+            remedy="return what the structure's docstring says: a derivative for each element (Diagonal), a matrix for "
+            "each event (Dense, Triangular), or its bands (Banded)",
         )
     )
 

@@ -1,16 +1,20 @@
 """How `J = df/dy` is represented and solved: one file a structure."""
 
+from backsolve.jacobians.banded import Banded
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.dense import Dense
 from backsolve.jacobians.diagonal import Diagonal
 from backsolve.jacobians.probe import find_coupling, find_wrong_entries, gaussian_like
+from backsolve.jacobians.triangular import Triangular
 
 __all__ = [
     "Assembled",
+    "Banded",
     "Dense",
     "Diagonal",
     "Jacobian",
     "Linearized",
+    "Triangular",
     "find_coupling",
     "find_wrong_entries",
     "gaussian_like",

@@ -61,16 +61,13 @@ class Assembled(ABC):
     def singular(self) -> Tensor | None:
         """Which events have no usable inverse, shape `(*batch,)`; None if it is plain that there is none.
 
-        Cheap tests first: only suspects are looked at twice. That branches on values, so it is for plain tensors only.
+        Cheap tests first: only suspects are looked at twice. That branches on values, so y and J must be plain tensors:
+        under torch.func it is called `concretely`.
         """
 
     @abstractmethod
     def singular_mask(self) -> Tensor:
-        """The same, always a tensor, for tensors under a transform.
-
-        Nothing here branches on values: f is evaluated beside y for every event, and what must branch is done by
-        `linalg.concretely`. The caller hands the mask to a concrete operation that raises, or multiplies by NaN.
-        """
+        """The same, always a tensor, without a branch on values, for compiled code: every event is looked at twice."""
 
     @abstractmethod
     def transposed_times(self, u: Tensor) -> Tensor:
@@ -101,6 +98,10 @@ class Jacobian(ABC):
     @abstractmethod
     def assemble(self, at: Linearized) -> Assembled:
         """Work out J at `at.y`, from `at.known` or by vector-Jacobian products."""
+
+    def contradiction(self, at: Linearized, assembled: Assembled) -> str | None:  # noqa: ARG002
+        """What in J contradicts the claim, if the claim is about the inside of an event; None if nothing does."""
+        return None
 
 
 def evaluate_near(make: Callable[[Linearized], Tensor], at: Linearized, y: Tensor) -> Tensor | None:

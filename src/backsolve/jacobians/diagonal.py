@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backsolve._reduce import magnitude_range
+from backsolve._reduce import extremes
 from backsolve.jacobians.base import Assembled, Entries, Jacobian, Linearized, evaluate_near
+
+_MANY = 2**14  # elements
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ class Diagonal(Jacobian):
     def _diagonal(at: Linearized) -> Tensor:
         if at.known is not None:
             return at.known
-        one = torch.ones((), dtype=at.y.dtype, device=at.y.device)
-        return at.pull(one.expand(at.y.shape)).conj()  # no memory for a tensor full of ones
+        if at.y.numel() < _MANY:
+            return at.pull(torch.ones_like(at.y)).conj()
+        return at.pull(at.y.new_ones(()).expand(at.y.shape)).conj()  # dearer to make, but no memory full of ones
 
 
 class _DiagonalAt(Assembled):
@@ -83,10 +86,11 @@ class _DiagonalAt(Assembled):
         as large as 1 / eps. Most suspects are harmless, such as log at 1, where y is near 0. An implicit function has
         no x to compare with, so all of its elements are suspects.
         """
-        return self.singular_mask() if self.at.implicit or self._is_suspect() else None
+        if not (self.at.implicit or self._is_suspect()):
+            return None
+        return self.singular_mask()
 
     def singular_mask(self) -> Tensor:
-        """The same; f is evaluated at the second place in any case."""
         d, y, z = self.diagonal.detach(), self.at.y.detach(), self.at.value
         eps = torch.finfo(y.dtype).eps
         ratio = (d * y / z).abs()
@@ -99,15 +103,15 @@ class _DiagonalAt(Assembled):
 
     def _is_suspect(self) -> bool:
         """Whether any element is, in the fewest kernels; NaN compares false."""
-        d, y, z = self.diagonal.detach(), self.at.y.detach(), self.at.value
+        d, y, z = self.diagonal, self.at.y, self.at.value
         eps = torch.finfo(y.dtype).eps
-        if z.numel() > 1:
-            low, high = magnitude_range(lambda d, y, z: (d * y).div_(z), d, y, z)
-            return not (low > 4 * eps and high < 1 / eps)
+        if z.numel() == 1:
+            change, x = abs(d.item() * y.item()), abs(z.item())
+            return not (change > 4 * eps * x and eps * change < x)
         if not z.numel():
             return False
-        change, x = abs(d.item() * y.item()), abs(z.item())
-        return not (change > 4 * eps * x and eps * change < x)
+        low, high = extremes(lambda d, y, z: (d * y).div_(z).abs_(), d.detach(), y.detach(), z)
+        return not (low > 4 * eps and high < 1 / eps)
 
     def transposed_times(self, u: Tensor) -> Tensor:
         return self.diagonal.conj() * u

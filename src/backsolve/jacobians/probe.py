@@ -10,6 +10,7 @@ global and undoes it again does reach it, by rounding errors. It is reported, an
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -62,6 +63,44 @@ def find_wrong_entries(at: Linearized, assembled: Assembled) -> tuple[tuple[int,
         return None
     first = tuple(int(i) for i in wrong.nonzero()[0])
     return first, by_autograd[first].item(), by_formula[first].item()
+
+
+_EXAMINED, _AT_ONCE = 64, 8
+
+
+def find_outside(at: Linearized, assembled: Assembled, reaches: Callable[[Tensor, Tensor], Tensor]) -> str | None:
+    """Look for an entry of J outside of the declared pattern, within an event.
+
+    One Gaussian cotangent screens as in `find_coupling`. A suspected column of J is confirmed by a cotangent that is
+    zero on all the rows which the column may reach: what is left of it there comes from other rows. The worst suspects
+    are examined.
+
+    Args:
+        at: f at y.
+        assembled: J as the declared structure has it.
+        reaches: for columns `(k, 1)` and rows `(n,)`, which rows of J may have an entry in which column.
+
+    Returns:
+        What was found, in words; None if there is nothing.
+    """
+    n = math.prod(at.y.shape[at.y.dim() - at.event_dim :])
+    if not at.y.numel():
+        return None
+    u = gaussian_like(at.y)
+    rounding = assembled.rounding(u)
+    excess = (at.pull(u) - assembled.transposed_times(u)).abs() / rounding
+    worst = excess.nan_to_num(0.0, torch.inf).reshape(-1, n).amax(0).topk(min(_EXAMINED, n))
+    rows = torch.arange(n, device=u.device)
+    for columns in worst.indices[worst.values > 1].split(_AT_ONCE):
+        batch = u.dim() - at.event_dim
+        silent = reaches(columns[:, None], rows).reshape(-1, *(1,) * batch, *u.shape[batch:])
+        leaks = at.pull_many(torch.where(silent, 0.0, u)).abs()
+        for column, leak in zip(columns.tolist(), leaks, strict=True):
+            found = (leak > rounding).reshape(-1, n)[:, column]
+            if found.any():
+                size = leak.reshape(-1, n)[:, column].max().item()
+                return f"element {column} of y changes elements of f(y) outside of that: the probe found {size:.3g}"
+    return None
 
 
 def gaussian_like(t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Matrices given by all of their entries: LU."""
+"""Matrices given by all of their entries: LU, Cholesky, substitution."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backsolve.linalg.factored import Factors, Structure
+from backsolve import errors
+from backsolve.linalg.factored import Factored, Factors, Structure
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,7 @@ class LU(Structure):
         unlike the usual condition number: diag(1, 1e-30) is perfectly invertible. M costs an inverse, so only
         matrices with a small pivot are looked at.
         """
-        suspects = _has_small_pivot(factors[0])
-        if not suspects.any():
-            return None
-        a, *chosen = (t[suspects] for t in (entries, *factors))
-        identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device).expand_as(a)
-        radius = spectral_radius(self.solve(tuple(chosen), identity, False).abs() @ a.abs())
-        suspects[suspects.clone()] = radius * torch.finfo(a.dtype).eps >= 0.1
-        return suspects
+        return _confirmed(self, entries, factors, _has_small_pivot(factors[0]))
 
     def times(self, entries: Tensor, u: Tensor, adjoint: bool) -> Tensor:
         return (entries.mH if adjoint else entries) @ u
@@ -50,6 +44,98 @@ class LU(Structure):
 
     def matrix(self, entries: Tensor) -> Tensor:
         return entries
+
+
+@dataclass(frozen=True)
+class Cholesky(Structure):
+    """A Hermitian positive definite matrix, by `L L^H = A`: half the work of LU. The lower triangle is read.
+
+    Gradients are those of all entries: that A stays Hermitian is for the caller to see to.
+    """
+
+    def factor(self, entries: Tensor) -> Factors:
+        lower, info = torch.linalg.cholesky_ex(entries)
+        if info.any():
+            failed = info != 0
+            self._refuse_indefinite(entries, failed)
+            lower[failed] = torch.nan
+        return (lower,)
+
+    @staticmethod
+    def _refuse_indefinite(entries: Tensor, failed: Tensor) -> None:
+        """Tell an indefinite matrix, which is an error of the caller, from one that is singular or not finite."""
+        finite = failed & entries.isfinite().all(-1).all(-1)
+        values = torch.linalg.eigvalsh(torch.where(finite[..., None, None], entries, 0.0))
+        lowest, highest = values.amin(-1), values.abs().amax(-1)
+        indefinite = lowest < -entries.shape[-1] * torch.finfo(entries.dtype).eps * highest
+        if indefinite.any():
+            index = tuple(int(i) for i in indefinite.nonzero()[0])
+            raise errors.indefinite(index, lowest[index].item(), highest[index].item())
+
+    def solve(self, factors: Factors, b: Tensor, adjoint: bool) -> Tensor:
+        return torch.cholesky_solve(b, factors[0])
+
+    def log_abs_det(self, factors: Factors) -> Tensor:
+        return 2 * factors[0].diagonal(dim1=-2, dim2=-1).abs().log().sum(-1).nan_to_num(nan=-torch.inf)
+
+    def singular(self, entries: Tensor, factors: Factors) -> Tensor | None:
+        return _confirmed(self, entries, factors, _has_small_pivot(factors[0].mH))
+
+    def times(self, entries: Tensor, u: Tensor, adjoint: bool) -> Tensor:
+        return entries @ u
+
+    def outer(self, h: Tensor, u: Tensor) -> Tensor:
+        return h @ u.mH
+
+    def matrix(self, entries: Tensor) -> Tensor:
+        return entries
+
+
+@dataclass(frozen=True)
+class Substitution(Structure):
+    """A triangular matrix, solved by substitution. Entries: `(*batch, n, n)`; the other triangle is not read."""
+
+    upper: bool = False
+
+    def factor(self, entries: Tensor) -> Factors:
+        return (self._triangle(entries),)
+
+    def solve(self, factors: Factors, b: Tensor, adjoint: bool) -> Tensor:
+        a = factors[0].mH if adjoint else factors[0]
+        return torch.linalg.solve_triangular(a, b, upper=self.upper != adjoint)
+
+    def log_abs_det(self, factors: Factors) -> Tensor:
+        return factors[0].diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+
+    def singular(self, entries: Tensor, factors: Factors) -> Tensor | None:
+        return _confirmed(self, factors[0], factors, _has_small_pivot(factors[0].abs()))
+
+    def times(self, entries: Tensor, u: Tensor, adjoint: bool) -> Tensor:
+        a = self._triangle(entries)
+        return (a.mH if adjoint else a) @ u
+
+    def outer(self, h: Tensor, u: Tensor) -> Tensor:
+        return self._triangle(h @ u.mH)
+
+    def matrix(self, entries: Tensor) -> Tensor:
+        return self._triangle(entries)
+
+    def log_det_gradient(self, a: Factored) -> Tensor:
+        return torch.diag_embed(1 / a.entries.diagonal(dim1=-2, dim2=-1).conj())
+
+    def _triangle(self, a: Tensor) -> Tensor:
+        return a.triu() if self.upper else a.tril()
+
+
+def _confirmed(structure: Structure, entries: Tensor, factors: Factors, suspects: Tensor) -> Tensor | None:
+    """Those suspects that are singular by the criterion of `LU.singular`."""
+    if not suspects.any():
+        return None
+    a, *chosen = (t[suspects] for t in (entries, *factors))
+    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device).expand_as(a)
+    radius = spectral_radius(structure.solve(tuple(chosen), identity, False).abs() @ a.abs())
+    suspects[suspects.clone()] = radius * torch.finfo(a.dtype).eps >= 0.1
+    return suspects
 
 
 def _has_small_pivot(lu: Tensor) -> Tensor:

@@ -21,7 +21,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from backsolve._torch import active_transform, tangents_of_tangents, without_autocast
+from backsolve._torch import (
+    active_transform,
+    fold_batched_grads,
+    is_grads_batched,
+    tangents_of_tangents,
+    without_autocast,
+)
 from backsolve.linalg.concrete import concretely, to_front
 
 Factors = tuple[Tensor, ...]
@@ -98,11 +104,17 @@ class Factored:
         if torch.compiler.is_compiling():
             a = self.structure.matrix(self.entries)
             return torch.linalg.solve(a.mH if adjoint else a, b)
+        if is_grads_batched(b):
+            return fold_batched_grads(lambda columns: self._solve_columns(columns, adjoint), b)
         if active_transform() is not None:
             return _Solve.apply(self.structure, adjoint, self.entries, b, *self.factors)
         if torch.is_grad_enabled() and (self.entries.requires_grad or b.requires_grad):
             return _EagerSolve.apply(self, adjoint, self.entries, b)
         return self.structure.solve(self.factors, b, adjoint)
+
+    def _solve_columns(self, columns: Tensor, adjoint: bool) -> Tensor:
+        """Solve for right-hand sides of shape `(*batch, n, k, l)`."""
+        return self.solve(columns.flatten(-2), adjoint=adjoint).unflatten(-1, columns.shape[-2:])
 
     def log_abs_det(self) -> Tensor:
         """Return `log|det A|`, shape `(*batch,)`; minus infinity where A is singular."""
@@ -113,24 +125,9 @@ class Factored:
     def singular(self) -> Tensor | None:
         """Tell which matrices are singular to working precision, shape `(*batch,)`; None if it is plain that none is.
 
-        For plain tensors only: `singular_mask` is the same under a transform.
+        For plain tensors: under a transform, call it `concretely`.
         """
         return self.structure.singular(self.entries.detach(), self.factors)
-
-    def singular_mask(self) -> Tensor:
-        """The same under any transform, always a tensor."""
-
-        def mask(entries: Tensor, *factors: Tensor) -> tuple[Tensor]:
-            found = self.structure.singular(entries, factors)
-            return (_nowhere(entries) if found is None else found,)
-
-        if torch.compiler.is_compiling():
-            return _nowhere(self.entries)
-        return concretely(mask, self.entries, *self.factors)[0]
-
-
-def _nowhere(entries: Tensor) -> Tensor:
-    return torch.zeros(entries.shape[:-2], dtype=torch.bool, device=entries.device)
 
 
 def _solve_vjp(a: Factored, adjoint: bool, u: Tensor, v: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor]:

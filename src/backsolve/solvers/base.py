@@ -14,7 +14,7 @@ from backsolve._linearize import Forward
 from backsolve.errors import BacksolveError
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen, it would take longer to make
 class Found:
     """What a solver found for each event.
 

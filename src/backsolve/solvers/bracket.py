@@ -33,9 +33,9 @@ class Bracket(NumericalSolver):
     """Solve `f(y, *params) = x` for each element, given that y lies between two bounds; f is continuous and monotone.
 
     f may increase or decrease. A bound may be infinite: both ends are looked at first, and the search starts well
-    inside. It is Chandrupatla's, in coordinates in which the tails of a distribution function are straight lines; an element
-    counts as solved if f(y) meets x to four units in the last place, if y does by the slope of f, or if the sign of
-    f(y) - x changes within four units in the last place of y.
+    inside. It is Chandrupatla's, in coordinates in which the tails of a distribution function are straight lines; an
+    element counts as solved if f(y) meets x to four units in the last place, or if the sign of f(y) - x changes within
+    four units in the last place of y.
 
     On a CPU the elements are worked on in blocks that stay in the cache; finished elements are not evaluated again.
     Both need an f that can be evaluated for a part of the elements, as a vector: one whose params broadcast against y
@@ -95,7 +95,7 @@ class _Search:
 
     def __init__(self, bracket: Bracket, elements: Elements, x: Tensor, lower: Tensor, upper: Tensor) -> None:
         self.bracket, self.elements = bracket, elements
-        self.call = elements.forward.call
+        self.call = elements.forward.model.call
         self.x = _flat(x, elements.shape).expand(elements.count)
         self.domain = Domain.between(_flat(lower, elements.shape), _flat(upper, elements.shape))
         self.y = torch.full_like(self.x, math.nan)
@@ -298,7 +298,7 @@ def _divide(forward: Forward, x: Tensor, lower: Tensor, upper: Tensor) -> Elemen
 def _shape_of_f(forward: Forward, y: Tensor) -> torch.Size:
     """The shape of y as the params broadcast it."""
     args, kwargs = forward.arguments.rebuild([t.detach() for t in forward.arguments.tensors])
-    z = forward.f(y.clone(), *args, **kwargs)
+    z = forward.model.f(y.clone(), *args, **kwargs)
     return torch.broadcast_shapes(y.shape, z.shape) if isinstance(z, Tensor) else y.shape
 
 

@@ -25,7 +25,7 @@ def frozen(forward: Forward) -> Generator[Forward]:
     """
     owned = [
         (module._buffers, name, buffer)
-        for root in _modules(forward.f)
+        for root in _modules(forward.model.f)
         for module in root.modules()
         if module.training
         for name, buffer in module._buffers.items()
@@ -38,7 +38,7 @@ def frozen(forward: Forward) -> Generator[Forward]:
     def from_the_same_state(*args: Any, **kwargs: Any) -> Tensor:
         for buffers, name, buffer in owned:
             buffers[name] = buffer.clone()
-        return forward.f(*args, **kwargs)
+        return forward.model.f(*args, **kwargs)
 
     try:
         yield forward.with_f(from_the_same_state)

@@ -1,0 +1,137 @@
+"""J given by its entries and one factorisation of them: what every direct structure shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from backsolve import errors
+from backsolve.jacobians.base import Assembled, Linearized, evaluate_near
+from backsolve.linalg import Factored, Structure
+
+_PRINTABLE = 512  # up to here singular values are worked out for a message
+
+
+class FactoredAt(Assembled):
+    """J at one y.
+
+    Args:
+        structure: what the entries are entries of, and how they are factorised.
+        at: f at y.
+        make: works out the entries, of f at any y.
+    """
+
+    def __init__(self, structure: Structure, at: Linearized, make: Callable[[Linearized], Tensor]) -> None:
+        self.structure = structure
+        self.at = at
+        self.make = make
+        self.entries = _at_least_float32(make(at))
+
+    @cached_property
+    def a(self) -> Factored:
+        """J, factorised."""
+        return Factored(self.structure, self.entries)
+
+    def solve(self, b: Tensor) -> Tensor:
+        return self.a.solve(self._column(b)).reshape(b.shape).to(b.dtype)
+
+    def solve_transposed(self, v: Tensor) -> Tensor:
+        return self.a.solve(self._column(v), adjoint=True).reshape(v.shape).to(v.dtype)
+
+    def log_abs_det(self) -> Tensor:
+        return self.a.log_abs_det().to(self.at.y.dtype)
+
+    def inverse(self) -> Tensor:
+        batch, event = split(self.at.y, self.at.event_dim)
+        n = math.prod(event)
+        identity = torch.eye(n, dtype=self.entries.dtype, device=self.entries.device).expand(*batch, n, n)
+        return self.a.solve(identity).reshape(*batch, *event, *event).to(self.at.y.dtype)
+
+    def singular(self) -> Tensor | None:
+        """Where J is singular to working precision, or carries no digit because of the rounding of y.
+
+        The second happens where some equation is at a turning point: `(J y)_i` is as small as the rounding of f_i.
+        Then J is worked out once more at a y moved by its rounding, and must not change by half, relative to itself.
+        """
+        failed = self.a.singular()
+        if not self._is_suspect():
+            return failed
+        return self._lost() if failed is None else failed | self._lost()
+
+    def singular_mask(self) -> Tensor:
+        """Only the second kind: an exactly singular J makes NaN by itself."""
+        return self._lost()
+
+    def _is_suspect(self) -> bool:
+        """Whether any event is; an implicit function has no x to compare with, so all of its events are."""
+        if self.at.implicit or not self.entries.numel():
+            return self.at.implicit
+        change = self._times(self.at.y.detach(), adjoint=False)  # at most |J| |y|, and cheaper
+        size = self._column(self.at.value)
+        return not bool((change.abs() > 4 * torch.finfo(self.at.y.dtype).eps * size.abs()).all())
+
+    @torch.no_grad()
+    def _lost(self) -> Tensor:
+        """Where the rounding of y alone changes J by half: where the spectral radius of `J^-1 dJ` is not below it.
+
+        Power iteration; as the radius does not depend on the units of y, its steps are averaged.
+        """
+        near = evaluate_near(self.make, self.at, self.at.y * (1 + 4 * torch.finfo(self.at.y.dtype).eps))
+        batch = self._column(self.at.y).shape[:-2]
+        if near is None or not near.numel():
+            return torch.full(batch, near is None, device=self.entries.device)
+        change = _at_least_float32(near) - self.entries
+        n = math.prod(split(self.at.y, self.at.event_dim)[1])
+        u = torch.arange(1.0, n + 1, dtype=change.dtype, device=change.device).cos().expand(*batch, n)[..., None]
+        steps: list[Tensor] = []
+        for _ in range(8):
+            u = self.a.solve(self.structure.times(change, u, False))
+            steps.append(u.abs().amax((-2, -1)))
+            u = u / torch.where(steps[-1] > 0, steps[-1], 1.0)[..., None, None]
+        radius = torch.stack(steps[4:]).log().mean(0).exp()
+        return ~(radius < 0.5)  # NaN compares false
+
+    def transposed_times(self, u: Tensor) -> Tensor:
+        return self._times(u, adjoint=True).reshape(u.shape).to(u.dtype)
+
+    def rounding(self, u: Tensor) -> Tensor:
+        bound = self.structure.times(self.entries.abs(), self._column(u).abs(), True).reshape(u.shape)
+        return 8 * self.entries.shape[-2] * torch.finfo(u.dtype).eps * bound.to(u.dtype)
+
+    def numbers(self, index: tuple[int, ...]) -> str:
+        if self.entries.shape[-1] > _PRINTABLE:
+            size = self.entries[index].abs()
+            return f"the largest entry of J is {size.max().item():.3g}; {self.entries.shape[-1]} unknowns"
+        return errors.singular_values(self.structure.matrix(self.entries)[index])
+
+    def _times(self, u: Tensor, adjoint: bool) -> Tensor:
+        return self.structure.times(self.entries.detach(), self._column(u), adjoint)
+
+    def _column(self, b: Tensor) -> Tensor:
+        batch, event = split(b, self.at.event_dim)
+        return b.reshape(*batch, math.prod(event), 1).to(self.entries.dtype)
+
+
+def dense_matrix(at: Linearized) -> Tensor:
+    """J as `(*batch, n, n)`, from its known entries or by n vector-Jacobian products."""
+    batch, event = split(at.y, at.event_dim)
+    n = math.prod(event)
+    if at.known is not None:
+        return at.known.reshape(*batch, n, n)
+    identity = torch.eye(n, dtype=at.y.dtype, device=at.y.device)
+    cotangents = identity.reshape(n, *(1,) * len(batch), *event).expand(n, *batch, *event)
+    return at.pull_many(cotangents).reshape(n, *batch, n).movedim(0, -2).conj()  # J^H e_i is the conjugate of row i
+
+
+def split(y: Tensor, event_dim: int) -> tuple[torch.Size, torch.Size]:
+    """The batch and the event part of a shape."""
+    return y.shape[: y.dim() - event_dim], y.shape[y.dim() - event_dim :]
+
+
+def _at_least_float32(t: Tensor) -> Tensor:
+    """No LU exists for less."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t

@@ -1,0 +1,283 @@
+"""Every structure of J: derivatives of any order on every problem that has it, and claims that are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from backsolve import Banded, Dense, Diagonal, Triangular, errors, inverse
+from backsolve.jacobians import Jacobian
+from tests.problems import BY_NAME, CLAIMS, Problem
+from tests.test_derivatives import assert_close_orders, derivatives
+
+EPS = torch.finfo(torch.float64).eps
+SEEDS = 400
+each_claim = pytest.mark.parametrize(("problem", "structure"), CLAIMS, ids=[f"{p}, {s}" for p, s in CLAIMS])
+
+
+@each_claim
+def test_finite_differences(problem: Problem, structure: Jacobian) -> None:
+    function = problem.explicit(jacobian=structure)
+    assert gradcheck(function, problem.inputs())
+    assert gradgradcheck(function, problem.inputs())
+
+
+@each_claim
+@pytest.mark.parametrize("form", ["explicit", "closed_over"])
+def test_orders_0_to_3_against_closed_form(problem: Problem, structure: Jacobian, form: str) -> None:
+    inputs = problem.inputs()
+    closed = form == "closed_over"
+    y = problem.closed_over(*inputs, jacobian=structure) if closed else problem.explicit(jacobian=structure)(*inputs)
+    assert_close_orders(derivatives(y, inputs, 3), derivatives(problem.exact(*inputs), inputs, 3), 128)
+
+
+@each_claim
+def test_log_determinant_and_inverse(problem: Problem, structure: Jacobian) -> None:
+    inputs = problem.inputs()
+    x, *params = inputs
+    inv = problem.explicit(jacobian=structure)
+    k = problem.event_dim
+    event = x.shape[x.dim() - k :]
+    n = event.numel()
+    y, log_det = inv.with_log_det(*inputs)
+    jacobian = torch.stack([
+        torch.autograd.functional.jacobian(lambda e: problem.exact(e, *params), one, create_graph=True).reshape(n, n)
+        for one in x.reshape(-1, *event)
+    ])  # fmt: skip
+    expected = torch.linalg.slogdet(jacobian)[1].reshape(y.shape[:-k])
+    assert_close_orders(derivatives(log_det, inputs, 2), derivatives(expected, inputs, 2), 512)
+    found = inv.jacobian(*inputs).reshape(jacobian.shape)
+    torch.testing.assert_close(found, jacobian, rtol=1e-12, atol=1e-13)
+
+
+ENTRIES = [
+    ("elementwise vector", Diagonal(entries=lambda y, a: a * y.cosh())),
+    ("elementwise vector", Triangular(entries=lambda y, a: torch.diag_embed(a * y.cosh()))),
+    ("elementwise vector", Dense(entries=lambda y, a: torch.diag_embed(a * y.cosh()), positive_definite=True)),
+    (
+        "tridiagonal",
+        Banded(1, 1, entries=lambda y, d, l, u: torch.stack(  # noqa: E741
+            [torch.nn.functional.pad(u, (1, 0)), d, torch.nn.functional.pad(l, (0, 1))]
+        ) * y.cosh()[..., None, :]),
+    ),
+    ("triangular", Triangular(entries=lambda y, a: a * y.cosh()[..., None, :])),  # the upper triangle is not read
+    ("triangular from above", Triangular(upper=True, entries=lambda y, a: a.mT * y.cosh()[..., None, :])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "structure"), ENTRIES, ids=[f"{n}, {type(s).__name__}" for n, s in ENTRIES])
+def test_known_entries_give_the_same_derivatives(name: str, structure: Jacobian) -> None:
+    problem = BY_NAME[name]
+    inputs = problem.inputs()
+    y = problem.explicit(jacobian=structure)(*inputs)
+    assert_close_orders(derivatives(y, inputs, 3), derivatives(problem.exact(*inputs), inputs, 3), 128)
+
+
+# ------------------------------------------------------------------------------------------------- claims are checked
+
+
+def gradient(f: Callable[[Tensor], Tensor], y: Tensor, jacobian: Jacobian, **options: object) -> Tensor:
+    """The gradient of a sum of g(x) at x = f(y)."""
+    x = f(y).detach().requires_grad_()
+    options = {"event_dim": 1, "residual_tol": float("inf"), **options}
+    return torch.autograd.grad(inverse(f, lambda x: y.clone(), jacobian=jacobian, **options)(x).sum(), x)[0]
+
+
+def random(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def band(a: Tensor, lower: int, upper: int) -> Tensor:
+    return a.tril(upper).triu(-lower)
+
+
+def wrong(seed: int) -> list[tuple[Jacobian, Tensor]]:
+    """A claim, and a matrix A that contradicts it in 1e-6 of its entries: f(y) = A y + sinh(y)."""
+    a, i = random(seed, 7, 7), int(np.random.default_rng(seed).integers(0, 5))
+    single = torch.zeros_like(a)
+    single[i, i + 2] = 1e-6  # one entry, in the second diagonal above
+    return [
+        (Diagonal(), 1e-6 * a),
+        (Diagonal(), single),
+        (Triangular(), a.tril() + single),
+        (Triangular(upper=True), a.triu() + single.mT),
+        (Banded(1, 1), band(a, 1, 1) + single),
+        (Banded(1, 1), band(a, 1, 1) + single.mT),
+        (Banded(2, 0), band(a, 2, 1)),
+        (Banded(1, 1), band(a, 2, 1)),
+        (Dense(symmetric=True), a + a.mT + single),
+        (Dense(positive_definite=True), a @ a.mT + single),
+    ]
+
+
+@pytest.mark.parametrize("case", range(len(wrong(0))), ids=[f"{i}: {c}" for i, (c, _) in enumerate(wrong(0))])
+def test_wrong_claims_are_found_at_every_seed(case: int) -> None:
+    for seed in range(SEEDS):
+        claim, a = wrong(seed)[case]
+        y = random(seed + 1000, 2, 7)
+        with pytest.raises(errors.StructureError, match=r"f is not elementwise|does not have the declared structure"):
+            gradient(lambda y, a=a: y @ a.mT + y.sinh(), y, claim)
+
+
+def test_batch_norm_is_found_under_every_structure() -> None:
+    for structure in (Diagonal(), Banded(1, 1), Triangular(), Dense(), Dense(positive_definite=True)):
+        for seed in range(SEEDS // 4):
+            y = random(seed, 4, 3)
+            with pytest.raises(errors.StructureError):
+                gradient(lambda y: (y - y.mean(0)) / y.std(0) + y, y, structure)
+
+
+def right(seed: int, dtype: torch.dtype) -> list[tuple[Jacobian, Callable[[Tensor], Tensor]]]:
+    a = random(seed, 7, 7, dtype=dtype)
+    kernel = random(seed, 1, 1, 3, dtype=dtype)
+    return [
+        (Triangular(), lambda y: y @ a.tril().mT + 1e3 * y.sinh()),
+        (Triangular(), lambda y: (40 * y).cumsum(-1).sinh()),
+        (Triangular(upper=True), lambda y: (y @ a.triu().mT) ** 3 + y),
+        (Banded(1, 1), lambda y: torch.conv1d(y[:, None], kernel, padding=1)[:, 0] + y.exp()),
+        (Banded(2, 1), lambda y: (1e6 * y + y @ band(a, 2, 1).mT) - 1e6 * y + y.sinh()),
+        (Banded(0, 0), lambda y: (1e6 * y + y.sin()) - 1e6 * y + 0.1 * y),
+        (Dense(symmetric=True), lambda y: y @ (a + a.mT) + y.sinh()),
+        (Dense(positive_definite=True), lambda y: torch.tanh(y @ a) @ a.mT + 2 * y.sinh()),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", range(8), ids=[f"{i}: {c}" for i, (c, _) in enumerate(right(0, torch.float64))])
+def test_no_false_alarm(case: int, dtype: torch.dtype) -> None:
+    for seed in range(SEEDS):
+        claim, f = right(seed, dtype)[case]
+        gradient(f, random(seed + 1000, 2, 7, dtype=dtype), claim, on_failure="ignore")
+
+
+def test_the_message_of_a_wrong_claim() -> None:
+    a = torch.eye(4, dtype=torch.float64)
+    a[0, 3] = 0.25
+    with pytest.raises(errors.StructureError) as caught:
+        gradient(lambda y: y @ a.mT, torch.ones(4, dtype=torch.float64), Banded(1, 1))
+    for part in ("Banded(lower=1, upper=1", "element 3 of y", "the probe found 0.", "declare a wider structure"):
+        assert part in str(caught.value)
+    a[3, 0] = 0.5
+    with pytest.raises(errors.StructureError) as caught:
+        gradient(lambda y: y @ a.mT, torch.ones(4, dtype=torch.float64), Dense(symmetric=True))
+    for part in ("J[0, 3] = 0.25", "J[3, 0] = 0.5"):
+        assert part in str(caught.value)
+
+
+def test_an_indefinite_jacobian_that_was_claimed_positive_definite() -> None:
+    a = torch.diag(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    with pytest.raises(errors.StructureError, match=r"not positive definite(.|\n)*from -2 to 2 at index \(1,\)"):
+        gradient(
+            lambda y: torch.stack([y[0], y[1] @ a]),
+            torch.ones(2, 2, dtype=torch.float64),
+            Dense(positive_definite=True),
+        )
+
+
+# ------------------------------------------------------------------------------------------------ accuracy and faults
+
+
+DIRECT = [Dense(), Dense(positive_definite=True), Triangular(), Banded(1, 1)]
+
+
+def graded(structure: Jacobian, condition: float) -> Tensor:
+    """A matrix of the structure with about this condition number."""
+    n = 8
+    scales = torch.logspace(0, -np.log10(condition), n, dtype=torch.float64)
+    a = random(0, n, n)
+    q = torch.linalg.qr(a).Q
+    if isinstance(structure, Dense):
+        return (
+            q @ torch.diag(scales) @ q.mT if structure.positive_definite else q @ torch.diag(scales) @ random(1, n, n)
+        )
+    if isinstance(structure, Triangular):
+        return torch.diag(scales) + 0.1 * a.tril(-1) * scales
+    return torch.diag(scales) + 0.3 * band(a - torch.diag(a.diagonal()), 1, 1) * scales.sqrt() * scales.sqrt()[:, None]
+
+
+@pytest.mark.parametrize("structure", DIRECT, ids=str)
+@pytest.mark.parametrize("condition", [1e3, 1e8])
+def test_gradients_are_as_accurate_as_a_direct_solve(structure: Jacobian, condition: float) -> None:
+    """Against 50 digits; the yardstick is torch.linalg.solve in float64."""
+    import mpmath
+
+    a, weights = graded(structure, condition), random(2, 8)
+    if isinstance(structure, Dense) and structure.positive_definite:
+        a = (a + a.mT) / 2
+    x = torch.zeros(8, dtype=torch.float64, requires_grad=True)
+    y = inverse(lambda y: a @ y, lambda x: x.clone(), event_dim=1, jacobian=structure)(x)
+    (found,) = torch.autograd.grad(y, x, weights)
+    with mpmath.workdps(50):
+        exact = mpmath.lu_solve(mpmath.matrix(a.T.tolist()), mpmath.matrix(weights.tolist()))
+        exact = torch.tensor([float(e) for e in exact], dtype=torch.float64)
+    error, yardstick = ((t - exact).norm() / exact.norm() for t in (found, torch.linalg.solve(a.T, weights)))
+    assert error <= (1e-12 if condition == 1e3 else max(10 * yardstick, EPS * condition))
+
+
+@pytest.mark.parametrize(
+    "structure", [Triangular(), Banded(1, 1), Banded(2, 1), Dense(positive_definite=True)], ids=str
+)
+def test_singular_jacobians_are_found_and_spare_their_neighbours(structure: Jacobian) -> None:
+    a = torch.diag(torch.tensor([2.0, 1.0, 3.0], dtype=torch.float64))
+    scale = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1e-30, 1.0]], dtype=torch.float64)
+    f = lambda y: y @ a * scale  # noqa: E731
+    y = torch.ones(3, 3, dtype=torch.float64)
+    with pytest.raises(errors.SingularJacobianError, match=r"1 of 3 events singular, the first at index \(1,\)"):
+        gradient(f, y, structure)
+    found = gradient(f, y, structure, on_failure="nan")
+    assert found.isnan().any(-1).tolist() == [False, True, False]
+    torch.testing.assert_close(found[::2], (1 / (a.diagonal() * scale))[::2], rtol=8 * EPS, atol=0)
+
+
+@pytest.mark.parametrize("structure", [Diagonal(), Triangular(), Banded(1, 1), Dense()], ids=str)
+def test_turning_points_are_singular(structure: Jacobian) -> None:
+    x = torch.tensor([[0.3, 0.5], [1.0, 0.5]], dtype=torch.float64, requires_grad=True)
+    inv = inverse(torch.sin, torch.asin, event_dim=1, jacobian=structure)
+    with pytest.raises(errors.SingularJacobianError, match=r"index \(1,\)"):
+        inv(x).sum().backward()
+    inv(x[:1]).sum().backward()
+
+
+@pytest.mark.parametrize(
+    "options", [{"lower": -1, "upper": 1}, {"lower": 1, "upper": 1.0}, {"lower": True, "upper": 1}]
+)
+def test_impossible_bands(options: dict[str, object]) -> None:
+    with pytest.raises(errors.ArgumentError, match="Banded"):
+        Banded(**options)
+
+
+def test_bands_take_as_many_passes_as_there_are_bands() -> None:
+    passes: list[int] = []
+
+    class Counted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, y: Tensor) -> Tensor:
+            return 2 * y
+
+        @staticmethod
+        def backward(ctx: object, v: Tensor) -> Tensor:
+            passes.append(1)
+            return 2 * v
+
+    x = torch.ones(1000, requires_grad=True)
+    inverse(Counted.apply, lambda x: x / 2, event_dim=1, jacobian=Banded(1, 1), verify=False)(x).sum().backward()
+    assert len(passes) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("structure", [Dense(), Triangular(), Banded(1, 1), Dense(positive_definite=True)], ids=str)
+def test_short_floats(structure: Jacobian, dtype: torch.dtype) -> None:
+    found = gradient(lambda y: 2 * y, torch.ones(3, 4, dtype=dtype), structure)
+    assert found.dtype == dtype
+    assert (found == 0.5).all()
+
+
+@pytest.mark.parametrize("structure", [Dense(), Triangular(), Banded(1, 1), Dense(positive_definite=True)], ids=str)
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (1,)])
+def test_empty_and_small_events(structure: Jacobian, shape: tuple[int, ...]) -> None:
+    assert gradient(lambda y: 2 * y, torch.ones(shape, dtype=torch.float64), structure).shape == shape
