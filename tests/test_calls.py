@@ -417,7 +417,7 @@ def test_torch_compile_breaks_its_graph_around_us() -> None:
 
 def test_the_public_face() -> None:
     assert sorted(backsolve.__all__) == [
-        "BacksolveError", "Banded", "Dense", "Diagonal", "Inverse", "Solution", "Triangular", "diagnose",
+        "BacksolveError", "Banded", "Dense", "Diagonal", "Inverse", "MatrixFree", "Solution", "Triangular", "diagnose",
         "implicit_function", "inverse", "inverse_of",
     ]  # fmt: skip
 

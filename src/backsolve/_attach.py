@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from backsolve import errors
-from backsolve._linearize import Linearization, gradients, linearize, relinearize
+from backsolve._arguments import Arguments
+from backsolve._linearize import Forward, Linearization, Model, gradients, linearize, relinearize
 from backsolve._solution import OnFailure, first_index, handle_failure
 from backsolve._torch import (
     GradMode,
@@ -30,7 +31,7 @@ from backsolve._torch import (
     wanted_gradients,
     without_autocast,
 )
-from backsolve.jacobians import Assembled, Jacobian, find_coupling, find_wrong_entries
+from backsolve.jacobians import Assembled, Jacobian, MatrixFreeAt, find_coupling, find_wrong_entries
 
 Gradients = list[Tensor | None]
 
@@ -109,7 +110,10 @@ class Rule:
 def vjp(v: Tensor, rule: Rule, at: Linearization, wanted: Sequence[bool]) -> Gradients:
     """Pull v back to x and to the inputs of f: `w = J^-T v` and `-f_p^T w`."""
     assembled = rule.assemble(at)
-    w = rule.spoil_singular(assembled, assembled.solve_transposed(v), rule.event_dim)
+    w = assembled.solve_transposed(v)
+    if isinstance(assembled, MatrixFreeAt) and torch.is_grad_enabled():
+        w = _attach_transposed(rule, assembled.transposed_structure(), at, w, v)
+    w = rule.spoil_singular(assembled, w, rule.event_dim)
     return [w, *at.pull_inputs(-w, wanted)] if any(wanted) else [w, *[None] * len(wanted)]
 
 
@@ -128,6 +132,25 @@ def attach(rule: Rule, at: Linearization, y: Tensor, x: Tensor | None) -> Tensor
     if at.captures:
         tensors = (*tensors, *[c.tensor for c in at.captures])
     return _Implicit.apply(rule, at, [y], x, *tensors)
+
+
+def _attach_transposed(rule: Rule, structure: Jacobian, at: Linearization, w: Tensor, v: Tensor) -> Tensor:
+    """Return w as a differentiable function of v and of all that J depends on: `J^T w = v` is an inverse problem, too.
+
+    Its f is `w -> J^T w`, with y and the inputs of the original f as params; its Jacobian is `J^T`.
+    """
+    n_params = len(at.inputs) - len(at.captures)
+    stand_ins = [t for t, c in zip(at.inputs[n_params:], at.captures, strict=True) if c.read is not None]
+
+    def transposed_product(w: Tensor, y: Tensor, *given: Tensor) -> Tensor:
+        replaced = iter(given[n_params:])
+        captured = (next(replaced) if c.read is not None else c.tensor for c in at.captures)
+        return relinearize(at, y, (*given[:n_params], *captured)).pull(w)
+
+    arguments = Arguments((at.y, *at.inputs[:n_params], *stand_ins), {})
+    model = Model(transposed_product, structure, rule.event_dim, rule.call)
+    linear_rule = Rule(structure, rule.event_dim, rule.on_failure, False, rule.call)
+    return attach(linear_rule, linearize(Forward(model, arguments, False), w), w, v)
 
 
 class _Implicit(torch.autograd.Function):

@@ -283,6 +283,36 @@ def indefinite(index: tuple[int, ...], lowest: float, highest: float) -> Structu
     )
 
 
+def krylov(
+    method: str, failed: int, total: int, index: tuple[int, ...], residual: float, products: int
+) -> ConvergenceError:
+    """A Krylov method did not solve the linear system of a derivative."""
+    return ConvergenceError(
+        document(
+            f"MatrixFree({method!r})",
+            "the linear system of a derivative, J^T w = v or J u = b, is not solved.",
+            expected="a relative residual of at most rtol, or of the rounding errors of a direct solver",
+            got=f"{count(failed, total, 'event')} not converged after {products} products with J, the first at index "
+            f"{index}: a relative residual of {residual:.3g}",
+            remedy="raise maxiter or restart, pass a preconditioner, or say what solves instead: fallback=Dense(). A "
+            "singular J has no solution at all",
+        )
+    )
+
+
+def needs_matrix(purpose: str, n: int, limit: int) -> StructureError:
+    """Something that takes all of J was asked for, and J is too large to be formed."""
+    return StructureError(
+        document(
+            "MatrixFree()",
+            f"{purpose} needs all of J.",
+            expected=f"events of at most {limit} elements, for which J is formed",
+            got=f"events of {n} elements",
+            remedy="declare a structure that has it (Banded, Triangular, Diagonal), or Dense() if the memory is there",
+        )
+    )
+
+
 def singular_values(matrix: Any) -> str:
     """How near a matrix is to a singular one, for a message."""
     values = matrix.detach().nan_to_num().svd().S
