@@ -356,7 +356,7 @@ def _eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _solution(solved: Solved, log_abs_det: Callable[[], Tensor] | None) -> Solution:
     assert solved.check is not None
-    return Solution(solved.y, solved.check.residual, ~solved.check.failed, None, log_abs_det)
+    return Solution(solved.y, solved.check.residual, ~solved.check.failed, solved.iterations, log_abs_det)
 
 
 def _representation(kind: str, made: Inverse | ImplicitFunction) -> str:

@@ -29,8 +29,16 @@ class ResidualError(BacksolveError):
     """`f(g(x))` is not `x`: g returned a wrong or unconverged y, or f is not its inverse."""
 
 
+class BracketError(BacksolveError):
+    """There is no root between the bounds of a `Bracket`, or the bounds are no bracket."""
+
+
 class ConvergenceError(BacksolveError):
     """A numerical solver did not find y."""
+
+
+class SampleError(BacksolveError):
+    """A solver that is called sample by sample failed for some of them."""
 
 
 class SingularJacobianError(BacksolveError):
@@ -83,6 +91,19 @@ def bad_option(option: str, expected: str, got: Any) -> ArgumentError:
             expected=expected,
             got=f"{option}={got!r}",
             remedy=f"pass one of the expected values for {option}",
+        )
+    )
+
+
+def bad_setting(call: str, setting: str, expected: str, got: Any) -> ArgumentError:
+    """A setting of a solver that makes no sense."""
+    return ArgumentError(
+        document(
+            f"{call}(...)",
+            f"the setting {setting} is not usable.",
+            expected=expected,
+            got=f"{setting}={got!r}",
+            remedy=f"pass one of the expected values for {setting}",
         )
     )
 
@@ -208,6 +229,20 @@ def not_square(call: str, y_shape: Sequence[int], z_shape: Sequence[int]) -> For
             remedy="f alone does not determine dg then; add the missing equations to f, or invert fewer unknowns",
         )
     )
+
+
+# ------------------------------------------------------------------------------------- numerical solvers
+
+
+def no_bracket(call: str, problem: str, got: str, remedy: str) -> BracketError:
+    """The bounds do not enclose a root."""
+    expected = "bounds lower <= upper between which f(y) - x, continuous, changes its sign"
+    return BracketError(document(call, problem, expected=expected, got=got, remedy=remedy))
+
+
+def not_converged(call: str, problem: str, expected: str, got: str, remedy: str) -> ConvergenceError:
+    """A numerical solver gave up."""
+    return ConvergenceError(document(call, problem, expected=expected, got=got, remedy=remedy))
 
 
 # ------------------------------------------------------------------------------------- residual and structure
