@@ -27,6 +27,7 @@ from backsolve._solution import Check, spoil
 from backsolve._solve import Problem, judge
 from backsolve._torch import GradMode, tangents_of_tangents, without_autocast
 from backsolve.jacobians import Assembled
+from backsolve.solvers.base import Found
 
 
 class Mapped(Forward):
@@ -227,6 +228,7 @@ class Solved:
     check: Check | None
     rule: Rule
     forward: Mapped
+    iterations: Tensor | None = None
 
     def made_of_jacobian(self, make: Callable[[Assembled], Tensor], event_groups: int) -> Tensor:
         """A function of J at y, differentiable in everything that y depends on; NaN where y is."""
@@ -242,18 +244,19 @@ class Solved:
 
 def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: bool = False) -> Solved:
     """Solve `f(y, *params) = x` and attach the derivatives to y; the arguments are those of `_solve.solve`."""
-    found = solve_mapped(problem, x, arguments)
+    solution = solve_mapped(problem, x, arguments)
+    found = solution.y
     if x is not None and x.shape != found.shape:
         x = x.expand(found.shape)
     inner = problem.bind(arguments, implicit=x is None)
     captures = _captures(inner, found)
     inputs = (*arguments.tensors, *(c.tensor for c in captures))
     forward = Mapped(inner, captures, Mapping(), inputs)
-    y, check = _checked(problem, forward, found, x, report)
+    y, check = _checked(problem, forward, solution, x, report)
     result = _Attached.apply(problem.rule, forward, y, x, *inputs)
     if check is not None and problem.rule.on_failure == "nan":
         result = spoil(check.failed, problem.rule.event_dim, result)
-    return Solved(result, check, problem.rule, forward)
+    return Solved(result, check, problem.rule, forward, solution.iterations)
 
 
 def _captures(forward: Forward, y: Tensor) -> list[Capture]:
@@ -267,18 +270,18 @@ def _captures(forward: Forward, y: Tensor) -> list[Capture]:
 
 
 def _checked(
-    problem: Problem, forward: Mapped, found: Tensor, x: Tensor | None, report: bool
+    problem: Problem, forward: Mapped, solution: Found, x: Tensor | None, report: bool
 ) -> tuple[Tensor, Check | None]:
     """y with all mapped dimensions, refined, and the verdict on it."""
-    given = (found,) if x is None else (found, x)
+    given = [t for t in (solution.y, x, solution.failed) if t is not None]
     n = len(given)
 
     def run(plain: Sequence[Tensor], mapping: Mapping) -> Outputs:
-        found = mapping.fill(plain[0], 0)
-        target = None if x is None else mapping.fill(plain[1], 1)
+        filled = [mapping.fill(t, i) for i, t in enumerate(plain[:n])]
+        found = Found(filled[0], None if solution.failed is None else filled[-1], None, solution.error)
         at = forward.within(mapping[n:], plain[n:])
-        with without_autocast(found.device):
-            y, check = judge(problem, at, found, target, report=report)
+        with without_autocast(found.y.device):
+            y, check = judge(problem, at, found, None if x is None else filled[1], report=report)
         return [y, None, None] if check is None else [y, check.failed, check.residual]
 
     y, failed, residual = concretely(run, (*given, *forward.arguments.tensors))

@@ -23,6 +23,7 @@ from backsolve._linearize import linearize
 from backsolve._mapped_solver import MappedCall
 from backsolve._solve import Problem, judge, refine
 from backsolve._torch import eagerly, without_autocast
+from backsolve.solvers.base import Found
 
 
 def layout_of(args: tuple[Any, ...], kwargs: dict[str, Any], call: str) -> str:
@@ -93,7 +94,8 @@ def solve_op(name: str, layout: str, has_x: bool, mapped: list[int], tensors: li
     x, params = (tensors[0], tensors[1:]) if has_x else (None, tensors)
     arguments, mapping = _arguments(layout, params), _mapping(mapped, tensors)
     with eagerly():
-        y = MappedCall(problem, arguments, has_x, ()).solve(tensors, (), mapping)
+        found = MappedCall(problem, arguments, has_x, ()).solve(tensors, (), mapping)
+        y = found.y
         if problem.refine:
             forward = Mapped(problem.bind(arguments, implicit=not has_x), (), mapping[has_x:], params)
             y = refine(problem, forward, y, None if x is None else mapping.fill(x, 0).expand(y.shape))
@@ -155,10 +157,10 @@ def judge_op(name: str, layout: str, has_x: bool, mapped: list[int], excess: Ten
 
 def _factor(problem: Problem, forward: Mapped, y: Tensor, x: Tensor | None, excess: Tensor) -> Tensor:
     rule, good = problem.rule, y.new_ones(_shape_of_factor(problem, y))
-    rule.verify_if_due(y, lambda: linearize(forward, y))
+    rule.verify_if_due(y, forward)
     if not problem.is_tested or bool((excess <= 0).all()):
         return good
-    _, check = judge(problem, forward, y, x, refining=False)
+    _, check = judge(problem, forward, Found(y), x, refining=False)
     if check is not None:
         return torch.where(check.failed, torch.nan, good) if rule.on_failure == "nan" else good
     if not torch.isclose(excess_of(problem, forward.value(y), x).amax(), excess.amax(), equal_nan=True):
