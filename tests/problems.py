@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backsolve import Banded, Dense, Diagonal, Inverse, Triangular, inverse
+from backsolve import Banded, Dense, Diagonal, Inverse, MatrixFree, Triangular, inverse
 from backsolve.jacobians import Jacobian
 from backsolve.solvers import numpy_solver
 
@@ -128,7 +128,7 @@ PROBLEMS = [
         lambda x, left, right: torch.linalg.inv(left) @ x @ torch.linalg.inv(right),
         lambda: (torch.randn(2, 2, 2), _well_conditioned(2, 2), _well_conditioned(2, 2)),
         event_dim=2,
-        structures=(Banded(3, 3),),
+        structures=(Banded(3, 3), MatrixFree(rtol=1e-15)),
     ),
     Problem(
         "elementwise vector",
@@ -145,6 +145,8 @@ PROBLEMS = [
             Triangular(upper=True),
             Dense(symmetric=True),
             Dense(positive_definite=True),
+            MatrixFree(rtol=1e-15),
+            MatrixFree("bicgstab", rtol=1e-15),
         ),
     ),
     Problem(
@@ -154,7 +156,7 @@ PROBLEMS = [
         lambda x, d, lo, up: torch.asinh(_matvec(torch.linalg.inv(_bands(d, lo, up, torch)), x)),
         lambda: (torch.randn(2, 5), 2 + torch.rand(5), torch.rand(4) - 0.5, torch.rand(4)),
         event_dim=1,
-        structures=(Banded(1, 1), Banded(2, 1)),
+        structures=(Banded(1, 1), Banded(2, 1), MatrixFree(rtol=1e-15), MatrixFree("bicgstab", rtol=1e-15)),
     ),
     Problem(
         "triangular",
@@ -163,7 +165,7 @@ PROBLEMS = [
         lambda x, a: torch.asinh(_matvec(torch.linalg.inv(_lower(a)), x)),
         lambda: (torch.randn(2, 3), _well_conditioned(3, 3)),
         event_dim=1,
-        structures=(Triangular(), Banded(2, 0)),
+        structures=(Triangular(), Banded(2, 0), MatrixFree(rtol=1e-15)),
     ),
     Problem(
         "triangular from above",

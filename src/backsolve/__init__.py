@@ -4,7 +4,7 @@ from backsolve._diagnose import diagnose
 from backsolve._inverse import Inverse, implicit_function, inverse, inverse_of
 from backsolve._solution import Solution
 from backsolve.errors import BacksolveError
-from backsolve.jacobians import Banded, Dense, Diagonal, Triangular
+from backsolve.jacobians import Banded, Dense, Diagonal, MatrixFree, Triangular
 
 __version__ = "0.1.0"
 
@@ -14,6 +14,7 @@ __all__ = [
     "Dense",
     "Diagonal",
     "Inverse",
+    "MatrixFree",
     "Solution",
     "Triangular",
     "diagnose",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -74,6 +74,10 @@ class Forward:
         """f(y) without a graph."""
         with GradMode(False):
             return self(y, self.arguments.tensors)
+
+    def with_f(self, f: Callable[..., Tensor]) -> Forward:
+        """The same call with another f."""
+        return Forward(replace(self.model, f=f), self.arguments, self.implicit)
 
     def with_entries(self, y: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """f(y) and, if the user knows J, its entries."""

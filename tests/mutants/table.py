@@ -228,8 +228,8 @@ MUTANTS = (
     Mutant(
         name="a y that is x itself shares its storage",
         file="backsolve/_solve.py",
-        old="    return y if fresh or (owns_its_memory(y) and not held) else y.clone()",
-        new="    return y",
+        old="    return Found(y if fresh or (owns_its_memory(y) and not held) else y.clone())",
+        new="    return Found(y)",
         tests=("tests/test_calls.py::test_g_that_returns_its_argument",),
     ),
     Mutant(

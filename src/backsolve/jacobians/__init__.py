@@ -4,6 +4,8 @@ from backsolve.jacobians.banded import Banded
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.dense import Dense
 from backsolve.jacobians.diagonal import Diagonal
+from backsolve.jacobians.differences import find_false_derivative
+from backsolve.jacobians.matrix_free import MatrixFree, MatrixFreeAt
 from backsolve.jacobians.probe import find_coupling, find_wrong_entries, gaussian_like
 from backsolve.jacobians.triangular import Triangular
 
@@ -14,8 +16,11 @@ __all__ = [
     "Diagonal",
     "Jacobian",
     "Linearized",
+    "MatrixFree",
+    "MatrixFreeAt",
     "Triangular",
     "find_coupling",
+    "find_false_derivative",
     "find_wrong_entries",
     "gaussian_like",
 ]

@@ -4,5 +4,19 @@ from backsolve.linalg.banded import BandLU
 from backsolve.linalg.concrete import concretely
 from backsolve.linalg.dense import LU, Cholesky, Substitution, spectral_radius
 from backsolve.linalg.factored import Factored, Structure
+from backsolve.linalg.krylov import Krylov, Operator, bicgstab, gmres
 
-__all__ = ["LU", "BandLU", "Cholesky", "Factored", "Structure", "Substitution", "concretely", "spectral_radius"]
+__all__ = [
+    "LU",
+    "BandLU",
+    "Cholesky",
+    "Factored",
+    "Krylov",
+    "Operator",
+    "Structure",
+    "Substitution",
+    "bicgstab",
+    "concretely",
+    "gmres",
+    "spectral_radius",
+]
