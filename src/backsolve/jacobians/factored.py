@@ -65,7 +65,8 @@ class FactoredAt(Assembled):
         return self._lost() if failed is None else failed | self._lost()
 
     def suspicious(self) -> Tensor:
-        turning = self._times(self.at.y.detach(), adjoint=False).abs() <= self._rounding_of(self._column(self.at.value))
+        change, size = self._times(self.at.y.detach(), adjoint=False), self._column(self.at.value)
+        turning = change.abs() <= 4 * torch.finfo(self.at.y.dtype).eps * size.abs()
         return turning.any() | self.at.implicit | self.a.suspicious()
 
     def _is_suspect(self) -> bool:
@@ -73,10 +74,8 @@ class FactoredAt(Assembled):
         if self.at.implicit or not self.entries.numel():
             return self.at.implicit
         change = self._times(self.at.y.detach(), adjoint=False)  # at most |J| |y|, and cheaper
-        return not bool((change.abs() > self._rounding_of(self._column(self.at.value))).all())
-
-    def _rounding_of(self, z: Tensor) -> Tensor:
-        return 4 * torch.finfo(self.at.y.dtype).eps * z.abs()
+        smallest = (change / self._column(self.at.value)).abs().amin()
+        return not smallest.item() > 4 * torch.finfo(self.at.y.dtype).eps  # NaN compares false
 
     @torch.no_grad()
     def _lost(self) -> Tensor:
@@ -128,7 +127,8 @@ def dense_matrix(at: Linearized) -> Tensor:
         return at.known.reshape(*batch, n, n)
     identity = torch.eye(n, dtype=at.y.dtype, device=at.y.device)
     cotangents = identity.reshape(n, *(1,) * len(batch), *event).expand(n, *batch, *event)
-    return at.pull_many(cotangents).reshape(n, *batch, n).movedim(0, -2).conj()  # J^H e_i is the conjugate of row i
+    rows = at.pull_many(cotangents).reshape(n, *batch, n).conj()  # J^H e_i is the conjugate of row i
+    return rows.movedim(0, -2).contiguous()  # it is read often
 
 
 def split(y: Tensor, event_dim: int) -> tuple[torch.Size, torch.Size]:
