@@ -15,14 +15,8 @@ from backsolve import Dense, errors, implicit_function, inverse
 from backsolve.solvers import numpy_solver
 from tests.problems import BY_NAME
 from tests.test_transforms import assert_same
-from tests.transforms import OF_PARAMS, OF_X, Transform, loss
-
-TABLE = {**OF_X, **OF_PARAMS}
-IN_GRAPH_AUTOGRAD = {"eager backward of vmap", "eager second backward of func.grad", "is_grads_batched"}
-"""torch traces no autograd calls."""
-NESTED_FORWARD = {"jvp(jvp)", "vmap(jacfwd)", "vmap(hessian)"}
-"""torch 2.13 fails to trace these, the closed forms of some of them too. A failure leaves its state broken."""
-COMPILED = {name: t for name, t in TABLE.items() if name not in IN_GRAPH_AUTOGRAD | NESTED_FORWARD}
+from tests.transforms import Transform, loss
+from tests.transforms_page import COMPILED, PAGE, page
 
 pytestmark = [  # of torch's own making, while it traces any custom autograd.Function
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
@@ -253,3 +247,7 @@ def test_the_double_backward_is_refused_by_torch() -> None:
     (g,) = torch.autograd.grad(compiled(inverse(torch.sin, np.arcsin))(x).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="double backward"):
         g.sum().backward()
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "python -m tests.transforms_page"
