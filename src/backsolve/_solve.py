@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from sys import getrefcount
 from typing import Any
 
@@ -33,6 +33,7 @@ from backsolve._torch import (
 )
 from backsolve.errors import ResidualError
 from backsolve.jacobians import Assembled
+from backsolve.solvers.base import Found, NumericalSolver
 from backsolve.solvers.foreign import NumpySolver, Solver, to_tensor
 
 
@@ -74,6 +75,7 @@ class Solved:
     forward: Forward
     check: Check | None
     value: Tensor | None  # f(y), if it was worked out for the verdict
+    iterations: Tensor | None = None
 
 
 def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: bool = False) -> Solved:
@@ -86,29 +88,37 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
         report: work out the verdict for every event, also where the options need none.
     """
     forward = Forward(problem.model, arguments, x is None)
-    found = run_solver(problem, x, arguments, forward)
+    solution = run_solver(problem, x, arguments, forward)
+    found = solution.y
     if x is not None and x.shape != found.shape:
         x = x.expand(found.shape)
     y = refine(problem, forward, found, x) if problem.refine else found
-    tested = report or problem.is_tested
+    tested = report or problem.is_tested or solution.failed is not None
     at, z = _evaluate(forward, y, x, tested)
     check = None if z is None else _check(problem, forward, y, x, z, at, report)
     result = y if at is None else attach(problem.rule, at, y, x)
     if check is None:
         return Solved(result, forward, None, None)
     verdict, value = check
+    if solution.failed is not None:
+        verdict = replace(verdict, failed=verdict.failed | solution.failed)
     result = handle_failure(
         problem.rule.on_failure,
         verdict.failed,
         problem.rule.event_dim,
         result,
-        lambda: _residual_error(problem, forward, verdict, found, y, x, value),
+        solution.error or (lambda: _residual_error(problem, forward, verdict, found, y, x, value)),
     )
-    return Solved(result, forward, verdict, value)
+    return Solved(result, forward, verdict, value, solution.iterations)
 
 
-def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward: Forward) -> Tensor:
-    """Call g on detached tensors, without a graph, and make sure that what it returns can be y."""
+def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward: Forward) -> Found:
+    """Call g on detached tensors, without a graph, and make sure that what it returns can be y; or solve with f."""
+    if isinstance(problem.solver, NumericalSolver):
+        solution = problem.solver.find(forward, None if x is None else x.detach())
+        if solution.error is not None and problem.rule.on_failure == "raise":
+            raise solution.error()
+        return solution
     given = arguments.tensors if x is None else (x, *arguments.tensors)
     detached = [t.detach() for t in given]
     before = versions(detached)
@@ -124,7 +134,7 @@ def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward
         _check_broadcast(problem, forward, y, x)
     del result
     # A buffer that g will write to again, a view of x, a weight: y must not change with them.
-    return y if fresh or (owns_its_memory(y) and not held) else y.clone()
+    return Found(y if fresh or (owns_its_memory(y) and not held) else y.clone())
 
 
 def _count_references() -> int:

@@ -29,8 +29,16 @@ class ResidualError(BacksolveError):
     """`f(g(x))` is not `x`: g returned a wrong or unconverged y, or f is not its inverse."""
 
 
+class BracketError(BacksolveError):
+    """There is no root between the bounds of a `Bracket`, or the bounds are no bracket."""
+
+
 class ConvergenceError(BacksolveError):
     """A numerical solver did not find y."""
+
+
+class SampleError(BacksolveError):
+    """A solver that is called sample by sample failed for some of them."""
 
 
 class SingularJacobianError(BacksolveError):
@@ -87,6 +95,19 @@ def bad_option(option: str, expected: str, got: Any) -> ArgumentError:
     )
 
 
+def bad_setting(call: str, setting: str, expected: str, got: Any) -> ArgumentError:
+    """A setting of a solver that makes no sense."""
+    return ArgumentError(
+        document(
+            f"{call}(...)",
+            f"the setting {setting} is not usable.",
+            expected=expected,
+            got=f"{setting}={got!r}",
+            remedy=f"pass one of the expected values for {setting}",
+        )
+    )
+
+
 def bad_input(call: str, x: Any) -> ArgumentError:
     """An x that is no floating-point tensor."""
     remedy = "convert it first, for example torch.as_tensor(x, dtype=torch.float64)"
@@ -96,7 +117,7 @@ def bad_input(call: str, x: Any) -> ArgumentError:
         document(
             call,
             "x cannot be inverted.",
-            expected="a real floating-point torch.Tensor x",
+            expected="a real floating-point torch.Tensor x, dense and with data, of 16, 32 or 64 bits",
             got=describe(x),
             remedy=remedy,
         )
@@ -210,6 +231,20 @@ def not_square(call: str, y_shape: Sequence[int], z_shape: Sequence[int]) -> For
     )
 
 
+# ------------------------------------------------------------------------------------- numerical solvers
+
+
+def no_bracket(call: str, problem: str, got: str, remedy: str) -> BracketError:
+    """The bounds do not enclose a root."""
+    expected = "bounds lower <= upper between which f(y) - x, continuous, changes its sign"
+    return BracketError(document(call, problem, expected=expected, got=got, remedy=remedy))
+
+
+def not_converged(call: str, problem: str, expected: str, got: str, remedy: str) -> ConvergenceError:
+    """A numerical solver gave up."""
+    return ConvergenceError(document(call, problem, expected=expected, got=got, remedy=remedy))
+
+
 # ------------------------------------------------------------------------------------- residual and structure
 
 
@@ -308,6 +343,23 @@ def coupled(call: str, noun: str, index: tuple[int, ...], leak: float) -> Struct
             expected=f"each {noun} of f(y) to depend on the same {noun} of y only",
             got=f"{noun} {index} of y changes another {noun} of f(y): the probe found {leak:.3g} where it must find 0",
             remedy="raise event_dim to the number of rightmost dimensions that f mixes" + hint,
+        )
+    )
+
+
+def false_derivative(
+    call: str, noun: str, index: tuple[int, ...], by_jacobian: float, by_values: float
+) -> StructureError:
+    """The values of f do not change as J says."""
+    return StructureError(
+        document(
+            call,
+            "J is not the derivative of the values of f.",
+            expected="f(y + h t) - f(y - h t) to be 2 h J t for small h",
+            got=f"in {noun} {index}, along a random direction: {by_jacobian:.6g} by J, {by_values:.6g} by finite "
+            "differences",
+            remedy="let no part of f that depends on y go through .detach(), .data, .item(), NumPy, torch.no_grad(), a "
+            "hook or a wrong backward; if large terms cancel in f, use float64; verify=False trusts J",
         )
     )
 

@@ -1,0 +1,324 @@
+"""The inverse of an elementwise monotone f, from a bracket of y."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backsolve import errors
+from backsolve._linearize import Forward
+from backsolve._torch import GradMode, without_autocast
+from backsolve.solvers.base import Found, NumericalSolver, of_params, prototype
+from backsolve.solvers.chandrupatla import Brackets, Level, joined, part
+from backsolve.solvers.domain import Domain
+from backsolve.solvers.elements import Elements, alike, each_its_own
+from backsolve.solvers.state import frozen
+
+Bound = float | Tensor | Callable[..., Any]
+
+_BLOCK = 2**15  # elements for each thread: the state of the search fits into the cache
+_FEW = 0.05  # of a block: they are left for later, and joined with those of the other blocks
+_TABLE = 2**12  # entries
+_LOOK = 4  # so many steps without waiting for the device
+_OUTSIDE, _UNREACHED, _NAN, _SLOW, _BOUNDS = range(1, 6)  # why there is no solution
+
+
+@dataclass(frozen=True)
+class Bracket(NumericalSolver):
+    """Solve `f(y, *params) = x` for each element, given that y lies between two bounds; f is continuous and monotone.
+
+    f may increase or decrease. A bound may be infinite: both ends are looked at first, and the search starts well
+    inside. It is Chandrupatla's, in coordinates in which the tails of a distribution function are straight lines; an
+    element counts as solved if f(y) meets x to four units in the last place, or if the sign of f(y) - x changes within
+    four units in the last place of y.
+
+    On a CPU the elements are worked on in blocks that stay in the cache; finished elements are not evaluated again.
+    Both need an f that can be evaluated for a part of the elements, as a vector: one whose params broadcast against y
+    and that closes over nothing that has a value for each element. It is tried, and any other f is evaluated for
+    all of them until the last one is done.
+
+    Args:
+        lower: the lower bound of y: a number, a tensor that broadcasts against y, or a function of the params.
+        upper: the upper bound.
+        open: whether f cannot be evaluated at the bounds themselves, such as log at 0. At infinite bounds f may raise,
+            or return NaN, without being asked.
+        maxiter: how often f is evaluated at most, for an element.
+
+    Raises:
+        BracketError: when called, if the bounds are reversed, or f(y) - x has the same sign at both.
+        ConvergenceError: when called, if f returns NaN between them, or after `maxiter` evaluations.
+
+    Example:
+        >>> import math, torch
+        >>> from backsolve import inverse
+        >>> from backsolve.solvers import Bracket
+        >>> W = inverse(lambda y: y * y.exp(), Bracket(0.0, math.inf))
+        >>> x = torch.tensor(math.e, dtype=torch.float64, requires_grad=True)
+        >>> y = W(x)
+        >>> y.backward()
+        >>> y.item(), x.grad.item() * 2 * math.e  # W(e) = 1, W'(e) = 1 / (2 e)
+        (1.0, 1.0)
+
+    Reference:
+        T. R. Chandrupatla, Advances in Engineering Software 28 (1997) 145-149.
+    """
+
+    lower: Bound = -math.inf
+    upper: Bound = math.inf
+    open: bool = False
+    maxiter: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("lower", "upper"):
+            value = getattr(self, name)
+            if not (callable(value) or isinstance(value, int | float | Tensor)) or isinstance(value, bool):
+                raise errors.bad_setting("Bracket", name, "a number, a tensor, or a function of the params", value)
+        if not isinstance(self.maxiter, int) or self.maxiter < 1:
+            raise errors.bad_setting("Bracket", "maxiter", "a positive integer", self.maxiter)
+
+    def find(self, forward: Forward, x: Tensor | None) -> Found:
+        """Search every element; see `NumericalSolver`."""
+        like = prototype(forward, x)
+        lower, upper = (of_params(bound, forward, like) for bound in (self.lower, self.upper))
+        x = torch.zeros_like(like[(0,) * like.dim()]) if x is None else x
+        with GradMode(False), without_autocast(like.device), frozen(forward) as forward:
+            return _Search(self, _divide(forward, x, lower, upper), x, lower, upper).run()
+
+
+class _Search:
+    """One call of a Bracket. Its tensors are flat, of shape `(n,)`, or `()` if all elements share them."""
+
+    def __init__(self, bracket: Bracket, elements: Elements, x: Tensor, lower: Tensor, upper: Tensor) -> None:
+        self.bracket, self.elements = bracket, elements
+        self.call = elements.forward.model.call
+        self.x = _flat(x, elements.shape).expand(elements.count)
+        self.domain = Domain.between(_flat(lower, elements.shape), _flat(upper, elements.shape))
+        self.y = torch.full_like(self.x, math.nan)
+        self.steps = torch.zeros_like(self.x, dtype=torch.int32)
+        self.why = torch.zeros_like(self.x, dtype=torch.int8)
+
+    def run(self) -> Found:
+        """Search block by block, and then the last few elements of all blocks together."""
+        n, shape = self.elements.count, self.elements.shape
+        size = _BLOCK * torch.get_num_threads() if self.x.device.type == "cpu" and self.elements.divisible else n
+        table = self._table() if self.elements.alike and n >= 16 * _TABLE else None
+        blocks = (self._begin(slice(i, i + size)) for i in range(0, n, max(size, 1)))
+        left = [self._advance(b if table is None else self._looked_up(b, table), _FEW) for b in blocks]
+        if left := [brackets for brackets in left if brackets is not None]:
+            self._advance(joined(left), 0.0)
+        failed = self.why.reshape(shape) > 0
+        y, steps = self.y.reshape(shape), self.steps.reshape(shape)
+        return Found(y, failed, steps, self._error) if bool(failed.any()) else Found(y, None, steps)
+
+    def _begin(self, block: slice) -> Brackets:
+        """Evaluate f inside and at the ends, and find the elements that have no root, or have it at an end."""
+        x, domain, params = part(self.x, block), part(self.domain, block), part(self.elements.own_params(), block)
+        start = domain.start()
+        z = self._value(start, params, len(x))
+        ends = [self._at_bound(bound, params, len(x)) for bound in (domain.lower, domain.upper)]
+        signs = [(end - x).sign() for end in ends]
+        if bool((ends[0].isnan() | ends[1].isnan()).any()):
+            signs = self._guessed_signs(ends, signs, z, start, domain, params)
+        level = Level.of(x, *_range(signs, ends))
+        levels = [torch.where(end.isnan(), sign * math.inf, level(end)) for end, sign in zip(ends, signs, strict=True)]
+        c, v = start.expand(x.shape), level(z)
+        up = v * signs[1] < 0  # the root is above the start
+        o = _finite(torch.where(up, domain.upper, domain.lower))
+        v_o = torch.where(up, levels[1], levels[0])
+        for bound, sign in zip((domain.lower, domain.upper), signs, strict=True):
+            c, v = torch.where(sign == 0, bound, c), torch.where(sign == 0, 0.0, v)
+        why = self.why[block]
+        why[v.isnan()] = _NAN
+        why[(signs[0] * signs[1] > 0) | x.isnan()] = _OUTSIDE
+        why[~(domain.lower <= domain.upper).expand(x.shape)] = _BOUNDS
+        c = torch.where(why > 0, math.nan, c)
+        index = torch.arange(block.start, block.start + len(x), device=x.device)
+        none, one = torch.full_like(v, math.inf), torch.ones_like(index, dtype=torch.int32)
+        return Brackets(index, c, v, o, v_o, o, v_o, (v == 0) | (why > 0), one, none, none, domain, level, params)
+
+    def _table(self) -> tuple[Tensor, Tensor]:
+        """Some y, and f(y) in rising order, for an f that is the same for all elements."""
+        chosen = self.x[:: self.elements.count // _TABLE]
+        x = torch.cat([chosen, torch.stack(self.x.nan_to_num(chosen[0].item()).aminmax())])
+        elements = replace(self.elements, shape=x.shape)
+        search = _Search(self.bracket, elements, x, self.domain.lower, self.domain.upper)
+        y = search.run().y
+        z = self._evaluate(y, [])
+        z, order = z[z.isfinite() & y.isfinite()].sort()
+        return y[order], z
+
+    def _looked_up(self, brackets: Brackets, table: tuple[Tensor, Tensor]) -> Brackets:
+        """Begin between two neighbours in the table instead of the ends."""
+        ys, zs = table
+        after = torch.searchsorted(zs, brackets.level.x).clamp(1, len(zs) - 1)
+        places = after, after - 1, torch.where(after > 1, after - 2, after + 1).clamp(max=len(zs) - 1)
+        (c, v), (o, v_o), (p, v_p) = ((ys[i], brackets.level(zs[i])) for i in places)
+        found = ~brackets.done & (v * v_o < 0)
+        for name, value in {"c": c, "v": v, "o": o, "v_o": v_o, "p": p, "v_p": v_p}.items():
+            setattr(brackets, name, torch.where(found, value, getattr(brackets, name)))
+        return brackets
+
+    def _advance(self, brackets: Brackets, few: float) -> Brackets | None:
+        """Go on until all are done, or only a few; note the solutions, and return those that are left."""
+        on_cpu, at_first = self.x.device.type == "cpu", len(brackets.c)
+        guess = 0 if brackets.p is brackets.o else 1
+        for count in range(guess, self.bracket.maxiter + guess):
+            if on_cpu or not count % _LOOK:  # elsewhere each look waits for the device
+                left = (~brackets.done).nonzero()[:, 0]
+                if not len(left):
+                    break
+                if self.elements.divisible and len(left) < 0.8 * len(brackets.c):
+                    self._note(part(brackets, brackets.done.nonzero()[:, 0]))
+                    brackets = part(brackets, left)
+                    if len(left) < few * at_first:
+                        return brackets
+            brackets.step(self._evaluate, count)
+        self._note(brackets)
+        return None
+
+    def _note(self, brackets: Brackets) -> None:
+        """Keep what has been found."""
+        y, v = brackets.best()
+        index, o, limits = brackets.index, brackets.o, torch.finfo(y.dtype)
+        self.y[index], self.steps[index] = y, brackets.steps
+        at_end = brackets.v_o.isinf() & ((y - o).abs() <= 4 * limits.eps * y.abs())
+        at_end &= (o == _finite(brackets.domain.lower)) | (o == _finite(brackets.domain.upper))
+        at_end &= v.abs() > brackets.level.resolution
+        why = self.why[index]
+        why = torch.where((why == 0) & v.isnan(), _NAN, why)
+        why = torch.where((why == 0) & at_end, _UNREACHED, why)
+        why = torch.where((why == 0) & ~brackets.done, _SLOW, why)
+        self.why[index] = why.to(torch.int8)
+
+    def _evaluate(self, y: Tensor, params: list[Tensor]) -> Tensor:
+        return self.elements.value(y, params)
+
+    def _value(self, y: Tensor, params: list[Tensor], n: int) -> Tensor:
+        """f at one y for each of n elements, or at one y that all share: evaluated once if f is the same, too."""
+        if self.elements.alike and not y.dim():
+            return self._evaluate(y.reshape(1), params).expand(n)
+        return self._evaluate(y.expand(n), params)
+
+    def _at_bound(self, bound: Tensor, params: list[Tensor], n: int) -> Tensor:
+        """f at one of the bounds; NaN where f cannot say."""
+        unknown = torch.full((n,), math.nan, dtype=bound.dtype, device=bound.device)
+        if self.bracket.open and bool(bound.isfinite().all()):
+            return unknown
+        try:
+            z = self._value(bound, params, n)
+        except Exception:
+            if not self.bracket.open and bool(bound.isfinite().any()):
+                raise
+            return unknown
+        return torch.where(bound.isfinite(), math.nan, z) if self.bracket.open else z
+
+    def _guessed_signs(
+        self, ends: list[Tensor], signs: list[Tensor], z: Tensor, start: Tensor, domain: Domain, params: list[Tensor]
+    ) -> list[Tensor]:
+        """The signs of f(y) - x at the ends; where f cannot say, those that the other end or f's slope suggests."""
+        beside = start + domain.step(start, torch.full_like(start, 0.3))
+        slope = ((self._value(beside, params, len(z)) - z) * (beside - start)).sign()
+        known = [torch.where(end.isnan(), 0.0, sign) for end, sign in zip(ends, signs, strict=True)]
+        return [
+            torch.where(end.isnan(), torch.where(other == 0, fallback, -other), sign)
+            for end, sign, other, fallback in zip(ends, known, reversed(known), (-slope, slope), strict=True)
+        ]
+
+    def _error(self) -> errors.BacksolveError:
+        """Say why the first of those elements that failed has no solution."""
+        failed = self.why > 0
+        i = int(failed.nonzero()[0, 0])
+        index = tuple(int(k) for k in torch.unravel_index(torch.tensor(i), self.elements.shape))
+        lower, upper = (
+            bound[i].item() if bound.dim() else bound.item() for bound in (self.domain.lower, self.domain.upper)
+        )
+        z_lower, z_upper, z = (self._value_of(i, y) for y in (lower, upper, self.y[i].item()))
+        what, remedy = _REASONS[int(self.why[i])]
+        got = (
+            f"{errors.count(int(failed.sum()), len(self.x), 'element')} failed, the first at index {index}: "
+            f"x = {self.x[i].item():.9g}, f({lower:.9g}) = {z_lower:.9g}, f({upper:.9g}) = {z_upper:.9g}"
+        )
+        if int(self.why[i]) in (_OUTSIDE, _BOUNDS):
+            return errors.no_bracket(self.call, what, got, remedy)
+        got += f"; at last y = {self.y[i].item():.9g}, f(y) = {z:.9g} after {int(self.steps[i])} evaluations"
+        if int(self.why[i]) == _UNREACHED:
+            return errors.no_bracket(self.call, what, got, remedy)
+        expected = f"f(y) = x to rounding after at most maxiter = {self.bracket.maxiter} evaluations"
+        return errors.not_converged(self.call, what, expected, got, remedy)
+
+    def _value_of(self, i: int, y: float) -> float:
+        """f at y for one element, NaN if it raises there."""
+        at = self.x.new_tensor([y])
+        try:
+            if self.elements.divisible:
+                return self._evaluate(at, part(self.elements.own_params(), torch.tensor([i], device=at.device))).item()
+            return self._evaluate(at.expand(len(self.x)), [])[i].item()
+        except Exception:  # noqa: BLE001 (outside its domain f may raise whatever it likes)
+            return math.nan
+
+
+_REASONS = {
+    _OUTSIDE: (
+        "f(y) - x has the same sign at both bounds, so there is no root between them.",
+        "widen the bounds, or leave one out for an infinite one; check x, which may lie outside of the range of f",
+    ),
+    _UNREACHED: (
+        "f(y) - x keeps its sign as far as y can be moved towards a bound.",
+        "check x, which may lie outside of the range of f; or give a bound at which f can be evaluated",
+    ),
+    _NAN: (
+        "f returned NaN between the bounds.",
+        "narrow the bounds to where f is defined; write f such that it does not overflow, as exp(a) / exp(b) does",
+    ),
+    _SLOW: (
+        "the search did not end.",
+        "raise maxiter; check that f is continuous, and that it does not change its own state or draw random numbers",
+    ),
+    _BOUNDS: ("the bounds are no interval.", "let the lower bound be the smaller one; neither may be NaN"),
+}
+
+
+def _divide(forward: Forward, x: Tensor, lower: Tensor, upper: Tensor) -> Elements:
+    """Find out the shape of y, and how f can be evaluated for a part of the elements."""
+    shape = torch.broadcast_shapes(x.shape, lower.shape, upper.shape)
+    domain = Domain.between(lower, upper)
+    start = domain.start()
+    points = [start, start + domain.step(start, torch.full_like(start, 0.3))]
+    if not start.dim() and (found := alike(forward, shape, torch.stack(points))):
+        return found
+    shape = _shape_of_f(forward, start.expand(shape))
+    return each_its_own(forward, shape, torch.stack([_flat(p, shape).expand(math.prod(shape)) for p in points]))
+
+
+def _shape_of_f(forward: Forward, y: Tensor) -> torch.Size:
+    """The shape of y as the params broadcast it."""
+    args, kwargs = forward.arguments.rebuild([t.detach() for t in forward.arguments.tensors])
+    z = forward.model.f(y.clone(), *args, **kwargs)
+    return torch.broadcast_shapes(y.shape, z.shape) if isinstance(z, Tensor) else y.shape
+
+
+def _flat(t: Tensor, shape: torch.Size) -> Tensor:
+    """One number for each element, or one for all."""
+    return (
+        t.reshape(())
+        if t.numel() == 1 and t.dim() <= len(shape) and math.prod(shape) != 1
+        else t.expand(shape).reshape(-1)
+    )
+
+
+def _finite(bound: Tensor) -> Tensor:
+    """As far as y may go, so that differences and sums of two y do not overflow."""
+    farthest = torch.finfo(bound.dtype).max / 4
+    return bound.clamp(-farthest, farthest)
+
+
+def _range(signs: list[Tensor], ends: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest value of f; infinite where f cannot say."""
+    rising = (signs[0] < 0) | (signs[1] > 0)
+    low, high = torch.where(rising, ends[0], ends[1]), torch.where(rising, ends[1], ends[0])
+    return low.nan_to_num(-math.inf, math.inf, -math.inf), high.nan_to_num(math.inf, math.inf, -math.inf)
