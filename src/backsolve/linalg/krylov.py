@@ -146,7 +146,6 @@ def _minimise(system: _System, r: Tensor, norm: Tensor, u_norm: Tensor, steps: i
     return _combined(z.mT, directions[:k])
 
 
-
 def _orthonormalised(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """The part of w that is orthogonal to the basis, normalised; and the column of R. 0 where nothing is left."""
     size = _norm(w)
