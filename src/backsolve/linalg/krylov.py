@@ -45,7 +45,7 @@ class _System:
         self.size = _norm(b)
         self.goal = rtol * self.size
         self.eps = torch.finfo(self.size.dtype).eps
-        self.stretch: Tensor | float = 0.0  # what was seen of |A|, of the unknowns as they are preconditioned
+        self.stretch = torch.zeros_like(self.size)  # what was seen of |A|, of the unknowns as they are preconditioned
         self.products = 0
 
     def preconditioned(self, v: Tensor) -> Tensor:
@@ -57,16 +57,12 @@ class _System:
         self.products += 1
         return self.apply(v)
 
-    def tolerance(self, u_norm: Tensor | float) -> Tensor:
+    def tolerance(self, u_norm: Tensor) -> Tensor:
         """The largest residual that is good enough."""
-        rounding = (
-            torch.minimum(4 * self.eps * self.stretch * u_norm, self.eps**0.5 * self.size)
-            if self.products
-            else self.goal
-        )
+        rounding = torch.minimum(4 * self.eps * self.stretch * u_norm, self.eps**0.5 * self.size)
         return torch.maximum(self.goal, rounding)
 
-    def report(self, u: Tensor, r: Tensor, u_norm: Tensor | float) -> Krylov:
+    def report(self, u: Tensor, r: Tensor, u_norm: Tensor) -> Krylov:
         """The verdict on u with the residual r."""
         norm = _norm(r)
         converged = norm <= self.tolerance(u_norm)  # NaN compares false
@@ -140,7 +136,7 @@ def _minimise(system: _System, r: Tensor, norm: Tensor, u_norm: Tensor, steps: i
     triangle = r.new_zeros(r.shape[0], k, k)
     for i, column in enumerate(columns):
         triangle[:, : i + 1, i] = column.mT
-    system.stretch = _norm(triangle.mT).amax(-1)
+    system.stretch = torch.maximum(system.stretch, _norm(triangle.mT).amax(-1).nan_to_num(0.0))
     triangle.diagonal(dim1=-2, dim2=-1).masked_fill_(torch.stack([column[-1] == 0 for column in columns], -1), 1.0)
     z = torch.linalg.solve_triangular(triangle, torch.stack(parts, -1)[..., None], upper=True)[..., 0]
     return _combined(z.mT, directions[:k])
@@ -212,7 +208,7 @@ def _sweep(system: _System, u: Tensor, r: Tensor, active: Tensor, maxiter: int) 
         p_hat = system.preconditioned(p)
         v = system.times(p_hat)
         stretch = _norm(v) / _norm(p_hat).clamp_min(torch.finfo(system.size.dtype).tiny)
-        system.stretch = torch.maximum(stretch, torch.as_tensor(system.stretch).to(stretch)).nan_to_num(0.0)
+        system.stretch = torch.maximum(system.stretch, stretch.nan_to_num(0.0))
         alpha = _divide(rho, _dot(shadow, v))
         s = r - alpha[:, None] * v
         s_hat = system.preconditioned(s)
