@@ -105,7 +105,8 @@ class MinimumNorm(Equations):
         """As above; J is n x m for each event."""
 
         def c(y: Tensor, x: Tensor, *params: Any, **kwargs: Any) -> Tensor:
-            z, pull = torch.func.vjp(lambda y: f(y, *params, **kwargs), y)
+            linearised: Any = torch.func.vjp(lambda y: f(y, *params, **kwargs), y)
+            z, pull = linearised
             n, m = z.shape[-1], y.shape[-1]
             if n > m:
                 raise errors.gauge_does_not_fit(m, n, 0)
