@@ -46,9 +46,9 @@ a dense f.
   value of such an event is NaN as well. `torch.export` and saved graphs do not contain g: they look for the `Inverse`
   in the process that made them.
 * **Make the `Inverse` outside** of the compiled function: in `__init__` of a module, or at module level.
-  `Inverse.solve` (which returns a verdict), and an `implicit_function` with `event_dim > 0` (whose shape cannot be foreseen) break the
-  graph. `Banded` and `MatrixFree` form J in full in a compiled graph, `MatrixFree` under every transform, up to 1024
-  elements.
+  `Inverse.solve` (which returns a verdict), and an `implicit_function` with `event_dim > 0` (whose shape cannot be
+  foreseen) break the graph. `Banded` and `MatrixFree` form J in full in a compiled graph, `MatrixFree` under every
+  transform, up to 1024 elements.
 * **Closures.** Under torch.func the tensors that f closes over must be read by ordinary torch functions. One that only
   TorchScript code reads is refused, as is code that torch.func refuses: old-style autograd.Functions, `autograd.grad`
   or `torch.utils.checkpoint` inside f. All of these work with `backward`.

@@ -76,6 +76,8 @@ class Inverse:
 
         The first group of event dimensions counts the elements of y, the second those of x.
         """
+        if self._problem.rule.jacobian.equations is not None:
+            raise errors.no_square_map(self._problem.call, self._problem.rule.jacobian)
         return self._run(x, params, kwargs).made_of_jacobian(lambda j: j.inverse(), 2)
 
     def __repr__(self) -> str:
@@ -101,6 +103,8 @@ class Inverse:
             and x.dim() >= problem.rule.event_dim
         ):
             raise _bad_x(problem, x)
+        if problem.rule.jacobian.equations is not None:  # c(y, x, *params) = 0: x is one of the params
+            return _run_implicit(problem, Arguments((x, *params), kwargs), report)
         _check_call(problem, x, arguments)
         if is_compiling():
             return _compiled_call(problem, x, arguments, report)
@@ -110,6 +114,9 @@ class Inverse:
         return _call(problem, x, arguments, report=report)
 
     def _log_det(self, solved: Solved) -> Tensor:
+        equations = self._problem.rule.jacobian.equations
+        if equations is not None and not equations.has_log_det:
+            raise errors.no_square_map(self._problem.call, self._problem.rule.jacobian)
         return solved.made_of_jacobian(lambda j: -j.log_abs_det(), 0)
 
 
@@ -139,13 +146,16 @@ class ImplicitFunction:
         return _deepcopy(self, memo)
 
     def _run(self, params: tuple[Any, ...], kwargs: dict[str, Any], report: bool = False) -> Solved:
-        arguments = Arguments(params, kwargs)
-        _check_call(self._problem, None, arguments)
-        if is_compiling():
-            return _compiled_call(self._problem, None, arguments, report)
-        if has_torch_function(arguments.tensors):
-            arguments.through_modes()
-        return _call(self._problem, None, arguments, report=report)
+        return _run_implicit(self._problem, Arguments(params, kwargs), report)
+
+
+def _run_implicit(problem: Problem, arguments: Arguments, report: bool) -> Solved:
+    _check_call(problem, None, arguments)
+    if is_compiling():
+        return _compiled_call(problem, None, arguments, report)
+    if has_torch_function(arguments.tensors):
+        arguments.through_modes()
+    return _call(problem, None, arguments, report=report)
 
 
 def inverse(
@@ -305,6 +315,11 @@ def _problem(
     _check_event_dims(param_event_dims)
     structure = jacobian or (Dense() if event_dim else Diagonal())
     call = f"{kind}({name_of(f)}, {name_of(solver)})"
+    if structure.equations is not None:
+        if kind != "inverse" or event_dim != structure.equations.event_dim:
+            expected = f"a gauge or a subspace in an inverse with event_dim={structure.equations.event_dim}"
+            raise errors.bad_option("jacobian", expected, f"{structure!r} in {kind}(..., event_dim={event_dim})")
+        f = structure.equations.conditions(f)
     rule = Rule(structure, event_dim, on_failure, verify, call)
     return Problem(f, as_solver(solver), rule, refine, Tolerance.of(residual_tol), param_event_dims)
 
