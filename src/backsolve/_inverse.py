@@ -18,7 +18,7 @@ from backsolve._arguments import Arguments
 from backsolve._attach import Rule
 from backsolve._solution import FLOATS, OnFailure, Solution, Tolerance
 from backsolve._solve import ParamEventDims, Problem
-from backsolve._torch import active_transform
+from backsolve._torch import active_transform, never_compiled
 from backsolve.jacobians import Dense, Diagonal, Jacobian
 from backsolve.solvers.foreign import Solver, as_solver, name_of
 
@@ -104,6 +104,8 @@ class Inverse:
         ):
             raise _bad_x(problem, x)
         if problem.rule.jacobian.equations is not None:  # c(y, x, *params) = 0: x is one of the params
+            if is_compiling():
+                return _compiled_call(problem, None, Arguments((x, *params), kwargs), report)
             return _run_implicit(problem, Arguments((x, *params), kwargs), report)
         _check_call(problem, x, arguments)
         if is_compiling():
@@ -146,13 +148,13 @@ class ImplicitFunction:
         return _deepcopy(self, memo)
 
     def _run(self, params: tuple[Any, ...], kwargs: dict[str, Any], report: bool = False) -> Solved:
+        if is_compiling():
+            return _compiled_call(self._problem, None, Arguments(params, kwargs), report)
         return _run_implicit(self._problem, Arguments(params, kwargs), report)
 
 
 def _run_implicit(problem: Problem, arguments: Arguments, report: bool) -> Solved:
     _check_call(problem, None, arguments)
-    if is_compiling():
-        return _compiled_call(problem, None, arguments, report)
     if has_torch_function(arguments.tensors):
         arguments.through_modes()
     return _call(problem, None, arguments, report=report)
@@ -357,16 +359,17 @@ def _call(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
     return solve(problem, x, arguments, report=report)
 
 
+_uncompiled_call = never_compiled(_call)  # what walks autograd graphs must not be traced
+
+
 def _compiled_call(problem: Problem, x: Tensor | None, arguments: Arguments, report: bool) -> Solved:
-    """In the graph; around it where the verdict is asked for, or the shape of y does not follow from the arguments."""
+    """In the graph; around it where the verdict is asked for, or the shape of y does not follow from the arguments.
+
+    To be called by a frame that holds tensors itself: others are not traced after a graph break, and what they call is.
+    """
     if report or (x is None and problem.rule.event_dim):
-        return _eagerly(_call)(problem, x, arguments, report=report)
+        return _uncompiled_call(problem, x, arguments, report=report)
     return _compiled.solve(problem, x, arguments)
-
-
-def _eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Under torch.compile, a graph break around the function: what walks autograd graphs must not be traced."""
-    return torch.compiler.disable(function) if is_compiling() else function
 
 
 def _solution(solved: Solved, log_abs_det: Callable[[], Tensor] | None) -> Solution:

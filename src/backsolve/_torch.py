@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._functorch import TransformType
+from torch._compile import _disable_dynamo
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters, temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -172,6 +173,11 @@ def depth_of_transforms() -> int:
 
 
 depth_of_transforms.__dict__["_dynamo_marked_constant"] = True  # torch.compiler.assume_constant_result imports dynamo
+
+
+def never_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that breaks a graph; `torch.compiler.disable` would import the compiler at once."""
+    return _disable_dynamo(function)
 
 
 def outside_of_transforms() -> AbstractContextManager[Any]:
