@@ -155,7 +155,7 @@ def no_gradient(g: Any) -> Callable[[], Pairs]:
     return with_g(g, order=1)
 
 
-def raises(x: Tensor, w: Tensor) -> Tensor:
+def raises(*_: Tensor) -> Tensor:
     raise ZeroDivisionError("the bracket is empty")
 
 
@@ -175,7 +175,7 @@ REFUSED: dict[str, tuple[Callable[[], Pairs], type[Exception]]] = {
     "returns None": (no_gradient(lambda x, w: None), errors.SolverOutputError),
     "returns another shape": (no_gradient(lambda x, w: cubic_root(x, w)[:2]), errors.SolverOutputError),
     "returns one dimension more": (no_gradient(lambda x, w: cubic_root(x, w)[None]), errors.SolverOutputError),
-    "returns a meta tensor": (no_gradient(lambda x, w: torch.empty(3, device="meta").double()), errors.SolverOutputError),
+    "returns a meta tensor": (no_gradient(lambda x, w: torch.empty(3, device="meta")), errors.SolverOutputError),
     "returns a sparse tensor": (no_gradient(lambda x, w: cubic_root(x, w).to_sparse()), errors.SolverOutputError),
     "returns NaN": (no_gradient(lambda x, w: x * torch.nan), errors.ResidualError),
     "returns another branch": (

@@ -27,7 +27,7 @@ def changed(by: Callable[[Callable[..., Tensor]], Callable[..., Tensor]], order:
     return lambda: compare(by(PLAIN), by(cubic_root), X, W, order=order)
 
 
-# ---- one inside another -----------------------------------------------------------------------------------------------
+# ---- one inside another --------------------------------------------------------------------------------------------
 
 
 def inside_f() -> Pairs:
@@ -69,7 +69,7 @@ def chained(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda x, w: function(function(function(x, w), w), w + 1)
 
 
-# ---- many of them -----------------------------------------------------------------------------------------------------
+# ---- many of them --------------------------------------------------------------------------------------------------
 
 
 def sum_of_many(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -84,7 +84,7 @@ def same_output_twice(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-# ---- hooks and modes --------------------------------------------------------------------------------------------------
+# ---- hooks and modes -----------------------------------------------------------------------------------------------
 
 
 def hooked() -> Pairs:
@@ -194,7 +194,7 @@ def by_gradcheck() -> Pairs:
     return compare(PLAIN, cubic_root, X, W)
 
 
-# ---- threads and processes --------------------------------------------------------------------------------------------
+# ---- threads and processes -----------------------------------------------------------------------------------------
 
 
 def in_threads() -> Pairs:

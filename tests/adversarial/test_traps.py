@@ -264,5 +264,5 @@ def test_18_a_coupled_batch_is_an_error(jacobian: Any) -> None:
     y = inverse(lambda y: 2 * y + (y - y.mean(0)) * 2, lambda x: x / 4 + x.mean(0) / 4, event_dim=1, jacobian=jacobian)(
         x
     )
-    with pytest.raises(errors.StructureError, match="not (elementwise|independent)"):
+    with pytest.raises(errors.StructureError, match=r"not (elementwise|independent)"):
         torch.autograd.grad(y[0, 0], x)
