@@ -159,13 +159,13 @@ def as_solution(call: str, result: Any, like: Tensor | None) -> Tensor:
     y = result.detach()
     if y.is_inference() and not torch.is_inference_mode_enabled():
         y = y.clone()  # autograd cannot save what g made in its own inference mode
-    like = y if like is None else like
-    if y.dtype != like.dtype or y.device != like.device or y.layout is not torch.strided:
+    model: Tensor = y if like is None else like
+    if y.dtype != model.dtype or y.device != model.device or y.layout is not torch.strided:
         raise errors.bad_solver_output(
             call,
-            f"a dense tensor of dtype {like.dtype} on {like.device}, like x",
+            f"a dense tensor of dtype {model.dtype} on {model.device}, like x",
             errors.describe(y),
-            f"convert the result in g: y.to(x), that is, to {like.dtype} on {like.device}",
+            f"convert the result in g: y.to(x), that is, to {model.dtype} on {model.device}",
         )
     return y
 

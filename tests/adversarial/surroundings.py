@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -228,7 +229,9 @@ def after_a_fork() -> Pairs:
     """A child process of a process that has used the Inverse computes the same."""
     before = derivatives(PLAIN, X, W)
     reading, writing = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # later Pythons warn that a process with threads is forked
+        child = os.fork()
     if not child:  # no exception may leave the child
         try:
             text = pickle.dumps([t.tolist() for t in derivatives(PLAIN, X, W)])

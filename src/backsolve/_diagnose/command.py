@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = diagnose(inv, _load(options.input), *params, **keywords)
         if options.plot:
             report.plot(options.plot)
-    except (errors.BacksolveError, ImportError, AttributeError, OSError, ValueError) as error:
+    except (errors.BacksolveError, ImportError, AttributeError, OSError, TypeError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
         return 2
     print(report)  # noqa: T201
