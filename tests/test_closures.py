@@ -189,10 +189,12 @@ def assert_right(actual: list[Tensor]) -> None:
         torch.testing.assert_close(a, e, rtol=200 * EPS, atol=200 * EPS)
 
 
+@pytest.mark.parametrize("event_dim", [0, 1])
 @pytest.mark.parametrize("hold", HOLDS.values(), ids=HOLDS.keys())
-def test_a_leaf_is_found(hold: Callable[[Tensor], Forward]) -> None:
+def test_a_leaf_is_found(hold: Callable[[Tensor], Forward], event_dim: int) -> None:
+    """With event_dim = 1 all rows of J come from one vectorised pass through whatever f is made of."""
     x, w = leaves()
-    assert_right(first_and_second(inverse(hold(w), SOLVER)(x), (x, w)))
+    assert_right(first_and_second(inverse(hold(w), SOLVER, event_dim=event_dim)(x), (x, w)))
 
 
 @pytest.mark.parametrize("name", HOLDS)

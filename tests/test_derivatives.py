@@ -173,6 +173,25 @@ def test_decorator_keeps_the_name_and_differentiates() -> None:
     assert math.isclose(scale.grad.item(), -2 / 6, rel_tol=16 * EPS)  # y = (x/s)^(1/3): dy/ds = -y / (3 s)
 
 
+def test_an_f_whose_backward_pass_cannot_be_vectorised() -> None:
+    class Branching(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, y: Tensor) -> Tensor:
+            return y + y.roll(1) / 2
+
+        @staticmethod
+        def backward(ctx: object, v: Tensor) -> Tensor:
+            assert v.abs().sum().item() > 0  # vmap refuses: it depends on the data
+            return v + v.roll(-1) / 2
+
+    x = torch.tensor([1.0, 2.0, -3.0], dtype=torch.float64, requires_grad=True)
+    matrix = torch.eye(3, dtype=torch.float64) + torch.eye(3, dtype=torch.float64).roll(1, 0) / 2
+    y = inverse(Branching.apply, lambda x: torch.linalg.solve(matrix, x), event_dim=1)(x)
+    v = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(y, x, v)
+    torch.testing.assert_close(gradient, torch.linalg.solve(matrix.T, v), rtol=16 * EPS, atol=0)
+
+
 def test_gradient_penalty_trains_to_the_same_gradient() -> None:
     """A loss of both y and dy/dx: what once_differentiable silently loses."""
     problem = BY_NAME["cubic, broadcast"]

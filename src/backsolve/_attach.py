@@ -31,7 +31,14 @@ from backsolve._torch import (
     wanted_gradients,
     without_autocast,
 )
-from backsolve.jacobians import Assembled, Jacobian, MatrixFreeAt, find_coupling, find_wrong_entries
+from backsolve.jacobians import (
+    Assembled,
+    Jacobian,
+    MatrixFreeAt,
+    find_coupling,
+    find_false_derivative,
+    find_wrong_entries,
+)
 
 Gradients = list[Tensor | None]
 
@@ -50,7 +57,7 @@ class Rule:
     def assemble(self, at: Linearization) -> Assembled:
         """Assemble J, and verify its structure where that is due."""
         assembled = self.jacobian.assemble(at)
-        if self.verify and self._is_due(at.y):
+        if self.verify and self._is_due(at):
             self._verify(at, assembled)
         return assembled
 
@@ -59,13 +66,15 @@ class Rule:
         """How many rightmost dimensions form a unit that no other unit may influence."""
         return self.event_dim if self.jacobian.unit_dims is None else self.jacobian.unit_dims
 
-    def _is_due(self, y: Tensor) -> bool:
+    def _is_due(self, at: Linearization) -> bool:
         """Whether to probe: the first time for an event shape, dtype, device and pattern of batch dimensions of size 1.
 
         Then at the 2nd, 4th, 8th, ... and each 64th time: a coupling may be invisible at first, with weights that start
-        at zero, or appear in training. One element alone has nothing to be coupled with.
+        at zero, or appear in training. One element alone has nothing to be coupled with, and torch's own functions
+        hide nothing from autograd.
         """
-        if y.numel() == 1 and self.jacobian.entries is None:
+        y = at.y
+        if y.numel() == 1 and at.forward.model.closes_over_nothing:
             return False
         shape = tuple(y.shape)
         units = len(shape) - self.unit_dims
@@ -93,8 +102,8 @@ class Rule:
         """Probe the known entries and the declared structure."""
         if at.known is not None:
             at = linearize(at.forward, at.y, to_y=True)
-            if not at.depends_on_y:  # an opaque f: there is nothing to compare its entries with
-                return
+            if not at.depends_on_y:  # an opaque f: its values are all there is to compare its entries with
+                return self._check_values(at, assembled)
             wrong = find_wrong_entries(at, assembled)
             if wrong is not None:
                 raise errors.wrong_entries(self.call, *wrong)
@@ -105,6 +114,13 @@ class Rule:
         contradiction = self.jacobian.contradiction(at, assembled)
         if contradiction is not None:
             raise errors.contradicted(self.call, self.jacobian, contradiction)
+        return self._check_values(at, assembled)
+
+    def _check_values(self, at: Linearization, assembled: Assembled) -> None:
+        """Probe by finite differences that J is the derivative of the values of f."""
+        false = find_false_derivative(at, assembled, self.unit_dims)
+        if false is not None:
+            raise errors.false_derivative(self.call, "event" if self.unit_dims else "element", *false)
 
 
 def vjp(v: Tensor, rule: Rule, at: Linearization, wanted: Sequence[bool]) -> Gradients:

@@ -17,7 +17,7 @@ from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule
 from backsolve._linearize import check_value, linearize_connected
-from backsolve._solution import OnFailure, Solution, Tolerance, spoil
+from backsolve._solution import FLOATS, OnFailure, Solution, Tolerance, spoil
 from backsolve._solve import Problem, Solved, solve
 from backsolve._torch import active_transform, without_autocast
 from backsolve.jacobians import Assembled, Dense, Diagonal, Jacobian
@@ -97,7 +97,8 @@ class Inverse:
         problem, arguments = self._problem, Arguments(params, kwargs)
         if not (
             isinstance(x, Tensor)
-            and x.is_floating_point()
+            and x.dtype in FLOATS
+            and not x.is_meta
             and x.layout is torch.strided
             and x.dim() >= problem.rule.event_dim
         ):
@@ -314,7 +315,7 @@ def _check_event_dims(dims: ParamEventDims) -> None:
 
 
 def _bad_x(problem: Problem, x: Any) -> errors.ArgumentError:
-    if isinstance(x, Tensor) and x.is_floating_point() and x.layout is torch.strided:
+    if isinstance(x, Tensor) and x.dtype in FLOATS and not x.is_meta and x.layout is torch.strided:
         return errors.too_few_dimensions(problem.call, x.shape, problem.rule.event_dim)
     return errors.bad_input(problem.call, x)
 

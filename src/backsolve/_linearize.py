@@ -15,7 +15,15 @@ from torch.autograd.graph import GradientEdge
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._closure import Capture, Graph, replacing, trace
-from backsolve._torch import GradMode, gradient_edge, is_torch_function, outside_autocast, pull_back, versions
+from backsolve._torch import (
+    GradMode,
+    gradient_edge,
+    is_torch_function,
+    outside_autocast,
+    pull_back,
+    pull_back_many,
+    versions,
+)
 from backsolve.jacobians import Jacobian, gaussian_like
 
 
@@ -99,9 +107,6 @@ class Forward:
         return errors.bad_forward_output(self.model.call, expected, errors.describe(z), remedy)
 
 
-_FEW = 8  # up to here so many passes cost less than the overhead of vmap
-
-
 class Linearization:
     """f near one y: its value and its vector-Jacobian products, from the graph of one evaluation.
 
@@ -143,20 +148,18 @@ class Linearization:
         return torch.zeros_like(v) if result is None else result
 
     def pull_many(self, vs: Tensor) -> Tensor:
-        """`J^T v` for a stack of cotangents: one vectorised pass, or one each if they are few or f has no vmap rule."""
+        """`J^T v` for a stack of cotangents: one vectorised pass, or one each if f has no vmap rule."""
         if not self.depends_on_y:
             raise errors.no_dependence(self.forward.model.call)
         if not vs.numel():
             return vs
-        if len(vs) <= _FEW:
-            return torch.stack([self.pull(v) for v in vs])
-        options = {"retain_graph": True, "create_graph": torch.is_grad_enabled(), "materialize_grads": True}
         try:
-            return torch.autograd.grad(self._output, (self.y,), (vs,), is_grads_batched=True, **options)[0]
+            result = pull_back_many(self._output, self.y, vs)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # a Function without vmap support, data-dependent control flow, ...
             return torch.stack([self.pull(v) for v in vs])
+        return torch.zeros_like(vs) if result is None else result
 
     def pull_inputs(self, v: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
         """`f_p^T v` for the inputs that are wanted, None for the others and for those that f does not use."""

@@ -43,8 +43,8 @@ class Solution:
         return self._log_abs_det()
 
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_HALF_THE_DIGITS = {dtype: math.sqrt(torch.finfo(dtype).eps) for dtype in _FLOATS}
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_HALF_THE_DIGITS = {dtype: math.sqrt(torch.finfo(dtype).eps) for dtype in FLOATS}
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,19 @@ def pull_back(
     )
 
 
+def pull_back_many(outputs: tuple[GradientEdge, ...], leaf: Tensor, cotangents: Tensor) -> Tensor | None:
+    """`pull_back` for a stack of cotangents in one pass: `torch.vmap` without its 80 us of checks.
+
+    `torch.autograd.grad(..., is_grads_batched=True)` has an older vmap, which knows fewer operations.
+    """
+    level = _C._functorch._vmap_increment_nesting(len(cotangents), "error")
+    try:
+        (found,) = pull_back(outputs, (leaf,), (_C._functorch._add_batch_dim(cotangents, 0, level),))
+        return None if found is None else _C._functorch._remove_batch_dim(found, level, len(cotangents), 0)
+    finally:
+        _C._functorch._vmap_decrement_nesting()
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A context in which autocast is off: J in bfloat16 would be off by a percent."""
     return torch.autocast(device.type, enabled=False) if _C._is_any_autocast_enabled() else _NO_CONTEXT

@@ -119,7 +119,7 @@ def bad_input(call: str, x: Any) -> ArgumentError:
         document(
             call,
             "x cannot be inverted.",
-            expected="a real floating-point torch.Tensor x",
+            expected="a real floating-point torch.Tensor x, dense and with data, of 16, 32 or 64 bits",
             got=describe(x),
             remedy=remedy,
         )
@@ -360,6 +360,23 @@ def coupled(call: str, noun: str, index: tuple[int, ...], leak: float) -> Struct
             expected=f"each {noun} of f(y) to depend on the same {noun} of y only",
             got=f"{noun} {index} of y changes another {noun} of f(y): the probe found {leak:.3g} where it must find 0",
             remedy="raise event_dim to the number of rightmost dimensions that f mixes" + hint,
+        )
+    )
+
+
+def false_derivative(
+    call: str, noun: str, index: tuple[int, ...], by_jacobian: float, by_values: float
+) -> StructureError:
+    """The values of f do not change as J says."""
+    return StructureError(
+        document(
+            call,
+            "J is not the derivative of the values of f.",
+            expected="f(y + h t) - f(y - h t) to be 2 h J t for small h",
+            got=f"in {noun} {index}, along a random direction: {by_jacobian:.6g} by J, {by_values:.6g} by finite "
+            "differences",
+            remedy="let no part of f that depends on y go through .detach(), .data, .item(), NumPy, torch.no_grad(), a "
+            "hook or a wrong backward; if large terms cancel in f, use float64; verify=False trusts J",
         )
     )
 

@@ -4,6 +4,7 @@ from backsolve.jacobians.banded import Banded
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.dense import Dense
 from backsolve.jacobians.diagonal import Diagonal
+from backsolve.jacobians.differences import find_false_derivative
 from backsolve.jacobians.matrix_free import MatrixFree, MatrixFreeAt
 from backsolve.jacobians.probe import find_coupling, find_wrong_entries, gaussian_like
 from backsolve.jacobians.triangular import Triangular
@@ -19,6 +20,7 @@ __all__ = [
     "MatrixFreeAt",
     "Triangular",
     "find_coupling",
+    "find_false_derivative",
     "find_wrong_entries",
     "gaussian_like",
 ]

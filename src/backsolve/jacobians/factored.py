@@ -71,8 +71,8 @@ class FactoredAt(Assembled):
         if self.at.implicit or not self.entries.numel():
             return self.at.implicit
         change = self._times(self.at.y.detach(), adjoint=False)  # at most |J| |y|, and cheaper
-        size = self._column(self.at.value)
-        return not bool((change.abs() > 4 * torch.finfo(self.at.y.dtype).eps * size.abs()).all())
+        smallest = (change / self._column(self.at.value)).abs().amin()
+        return not smallest.item() > 4 * torch.finfo(self.at.y.dtype).eps  # NaN compares false
 
     @torch.no_grad()
     def _lost(self) -> Tensor:
@@ -124,7 +124,8 @@ def dense_matrix(at: Linearized) -> Tensor:
         return at.known.reshape(*batch, n, n)
     identity = torch.eye(n, dtype=at.y.dtype, device=at.y.device)
     cotangents = identity.reshape(n, *(1,) * len(batch), *event).expand(n, *batch, *event)
-    return at.pull_many(cotangents).reshape(n, *batch, n).movedim(0, -2).conj()  # J^H e_i is the conjugate of row i
+    rows = at.pull_many(cotangents).reshape(n, *batch, n).conj()  # J^H e_i is the conjugate of row i
+    return rows.movedim(0, -2).contiguous()  # it is read often
 
 
 def split(y: Tensor, event_dim: int) -> tuple[torch.Size, torch.Size]:

@@ -34,7 +34,7 @@ class LU(Structure):
         unlike the usual condition number: diag(1, 1e-30) is perfectly invertible. M costs an inverse, so only
         matrices with a small pivot are looked at.
         """
-        return _confirmed(self, entries, factors, _has_small_pivot(factors[0]))
+        return _singular(self, entries, factors, factors[0])
 
     def times(self, entries: Tensor, u: Tensor, adjoint: bool) -> Tensor:
         return (entries.mH if adjoint else entries) @ u
@@ -79,7 +79,7 @@ class Cholesky(Structure):
         return 2 * factors[0].diagonal(dim1=-2, dim2=-1).abs().log().sum(-1).nan_to_num(nan=-torch.inf)
 
     def singular(self, entries: Tensor, factors: Factors) -> Tensor | None:
-        return _confirmed(self, entries, factors, _has_small_pivot(factors[0].mH))
+        return _singular(self, entries, factors, factors[0].mH)
 
     def times(self, entries: Tensor, u: Tensor, adjoint: bool) -> Tensor:
         return entries @ u
@@ -108,7 +108,7 @@ class Substitution(Structure):
         return factors[0].diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
 
     def singular(self, entries: Tensor, factors: Factors) -> Tensor | None:
-        return _confirmed(self, factors[0], factors, _has_small_pivot(factors[0].abs()))
+        return _singular(self, factors[0], factors, factors[0].abs())
 
     def times(self, entries: Tensor, u: Tensor, adjoint: bool) -> Tensor:
         a = self._triangle(entries)
@@ -127,26 +127,21 @@ class Substitution(Structure):
         return a.triu() if self.upper else a.tril()
 
 
-def _confirmed(structure: Structure, entries: Tensor, factors: Factors, suspects: Tensor) -> Tensor | None:
-    """Those suspects that are singular by the criterion of `LU.singular`."""
-    if not suspects.any():
+def _singular(structure: Structure, entries: Tensor, factors: Factors, lu: Tensor) -> Tensor | None:
+    """By the criterion of `LU.singular`; only matrices with a pivot that is small beside its column are looked at.
+
+    Elimination perturbs the pivot `u_kk` by about `eps (|L||U|)_kk`, at most eps times the sum of the column, as
+    `|l_kj| <= 1`. Pivots of rounded singular matrices were seen up to some thousand times that.
+    """
+    pivots = lu.diagonal(dim1=-2, dim2=-1).abs() / lu.abs().sum(-2)
+    if not pivots.numel() or pivots.amin().item() > 1e-3:
         return None
+    suspects = ~(pivots > 1e-3).all(-1)  # NaN compares false
     a, *chosen = (t[suspects] for t in (entries, *factors))
     identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device).expand_as(a)
     radius = spectral_radius(structure.solve(tuple(chosen), identity, False).abs() @ a.abs())
     suspects[suspects.clone()] = radius * torch.finfo(a.dtype).eps >= 0.1
     return suspects
-
-
-def _has_small_pivot(lu: Tensor) -> Tensor:
-    """Whether some pivot is small beside its column.
-
-    Elimination perturbs the pivot `u_kk` by about `eps (|L||U|)_kk`, at most eps times the sum of the column, as
-    `|l_kj| <= 1`. Pivots of rounded singular matrices were seen up to some thousand times that.
-    """
-    pivots = lu.diagonal(dim1=-2, dim2=-1).abs()
-    columns = lu.abs().sum(-2)
-    return ~(pivots > 1e-3 * columns).all(-1)  # NaN compares false: a suspect
 
 
 def spectral_radius(matrix: Tensor) -> Tensor:
