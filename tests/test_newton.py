@@ -215,6 +215,19 @@ def test_what_does_not_converge(f: Any, solver: Any, message: str) -> None:
     assert solution.y.isnan().all()
 
 
+@pytest.mark.parametrize("solver", [Newton(), FixedPoint()], ids=["newton", "fixed point"])
+def test_warm_start(solver: Any) -> None:
+    weight, y = contraction(4, 4), torch.randn(5, 4, dtype=torch.float64)
+    x = residual_block(y, weight).requires_grad_()
+    solved = inverse(residual_block, solver, event_dim=1)
+    cold = solved.solve(x, weight)
+    warm = solved.starting_at(cold).solve(x + 1e-9, weight)
+    assert cold.iterations is not None
+    assert warm.iterations is not None
+    assert warm.iterations.max() < cold.iterations.min()
+    torch.testing.assert_close(residual_block(warm.y, weight), x + 1e-9, rtol=1e-13, atol=1e-14)
+
+
 def test_f_with_a_state_is_frozen() -> None:
     torch.manual_seed(0)
     layer = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(4, 4, dtype=torch.float64))
