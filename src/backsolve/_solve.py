@@ -163,7 +163,7 @@ def as_solution(call: str, result: Any, like: Tensor | None) -> Tensor:
     if y.dtype != model.dtype or y.device != model.device or y.layout is not torch.strided:
         raise errors.bad_solver_output(
             call,
-            f"a dense tensor of dtype {model.dtype} on {model.device}, like x",
+            f"dtype {model.dtype} on {model.device}, like x, and dense",
             errors.describe(y),
             f"convert the result in g: y.to(x), that is, to {model.dtype} on {model.device}",
         )
