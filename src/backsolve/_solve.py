@@ -95,7 +95,7 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
     y = refine(problem, forward, found, x) if problem.refine else found
     tested = report or problem.is_tested or solution.failed is not None
     at, z = _evaluate(forward, y, x, tested)
-    check = None if z is None else _check(problem, forward, y, x, z, at, report)
+    check = _check(problem, forward, y, x, z, at, report) if tested and z is not None else None
     result = y if at is None else attach(problem.rule, at, y, x)
     if check is None:
         return Solved(result, forward, None, None)
@@ -193,18 +193,17 @@ def _evaluate(
     forward: Forward, y: Tensor, x: Tensor | None, tested: bool
 ) -> tuple[Linearization | None, Tensor | None]:
     """f with its graph, if x, a param or a tensor that f closes over needs a gradient; and f(y), if it is needed."""
-    if torch.is_grad_enabled():
-        tensors = forward.arguments.tensors
-        wanted = (x is not None and x.requires_grad) or any(t.requires_grad for t in tensors)
-        if not wanted and not is_torch_function(forward.model.f):  # its closures may
-            z = forward(y, tensors)
-            if not z.requires_grad:
-                return None, z if tested else None
-            wanted = True
-        if wanted:
-            at = linearize(forward, y)
-            return at, at.value if tested else None
-    return None, forward.value(y) if tested else None
+    if not torch.is_grad_enabled():
+        return None, forward.value(y) if tested else None
+    tensors = forward.arguments.tensors
+    if not (x is not None and x.requires_grad) and not any(t.requires_grad for t in tensors):
+        if not tested and is_torch_function(forward.model.f):
+            return None, None
+        z = forward(y, tensors)
+        if not z.requires_grad:  # nor does anything that f closes over
+            return None, z
+    at = linearize(forward, y)
+    return at, at.value
 
 
 def _check(
