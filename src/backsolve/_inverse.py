@@ -78,6 +78,8 @@ class Inverse:
 
         The first group of event dimensions counts the elements of y, the second those of x.
         """
+        if self._problem.rule.jacobian.equations is not None:
+            raise errors.no_square_map(self._problem.call, self._problem.rule.jacobian)
         return _eagerly(_made_of_jacobian)(self._problem.rule, self._run(x, params, kwargs), lambda j: j.inverse(), 2)
 
     def __repr__(self) -> str:
@@ -103,6 +105,8 @@ class Inverse:
             and x.dim() >= problem.rule.event_dim
         ):
             raise _bad_x(problem, x)
+        if problem.rule.jacobian.equations is not None:  # c(y, x, *params) = 0: x is one of the params
+            return _run_implicit(problem, Arguments((x, *params), kwargs), report)
         _check_call(problem, x, arguments)
         if has_torch_function_unary(x):
             x = x.view_as(x)
@@ -110,6 +114,9 @@ class Inverse:
         return _eagerly(solve)(problem, x, arguments, report=report)
 
     def _log_det(self, solved: Solved) -> Tensor:
+        equations = self._problem.rule.jacobian.equations
+        if equations is not None and not equations.has_log_det:
+            raise errors.no_square_map(self._problem.call, self._problem.rule.jacobian)
         return _eagerly(_made_of_jacobian)(self._problem.rule, solved, lambda j: -j.log_abs_det(), 0)
 
 
@@ -138,11 +145,14 @@ class ImplicitFunction:
         return _deepcopy(self, memo)
 
     def _run(self, params: tuple[Any, ...], kwargs: dict[str, Any], report: bool = False) -> Solved:
-        arguments = Arguments(params, kwargs)
-        _check_call(self._problem, None, arguments)
-        if has_torch_function(arguments.tensors):
-            arguments.through_modes()
-        return _eagerly(solve)(self._problem, None, arguments, report=report)
+        return _run_implicit(self._problem, Arguments(params, kwargs), report)
+
+
+def _run_implicit(problem: Problem, arguments: Arguments, report: bool) -> Solved:
+    _check_call(problem, None, arguments)
+    if has_torch_function(arguments.tensors):
+        arguments.through_modes()
+    return _eagerly(solve)(problem, None, arguments, report=report)
 
 
 def inverse(
@@ -302,6 +312,11 @@ def _problem(
     _check_event_dims(param_event_dims)
     structure = jacobian or (Dense() if event_dim else Diagonal())
     call = f"{kind}({name_of(f)}, {name_of(solver)})"
+    if structure.equations is not None:
+        if kind != "inverse" or event_dim != structure.equations.event_dim:
+            expected = f"a gauge or a subspace in an inverse with event_dim={structure.equations.event_dim}"
+            raise errors.bad_option("jacobian", expected, f"{structure!r} in {kind}(..., event_dim={event_dim})")
+        f = structure.equations.conditions(f)
     rule = Rule(structure, event_dim, on_failure, verify, call)
     return Problem(f, as_solver(solver), rule, refine, Tolerance.of(residual_tol))
 

@@ -181,6 +181,11 @@ def _check_broadcast(problem: Problem, forward: Forward, y: Tensor, x: Tensor) -
         z = problem.f(small.clone(), *args, **kwargs)
         fits = isinstance(z, Tensor) and z.shape == y.shape
     if not fits:
+        if y.shape[y.dim() - k :] != x.shape[x.dim() - k :] and y.shape[: y.dim() - k] == x.shape[: x.dim() - k]:
+            args, kwargs = forward.arguments.rebuild(forward.arguments.tensors)
+            z = problem.f(y.clone(), *args, **kwargs)
+            if isinstance(z, Tensor) and z.shape == x.shape:
+                raise errors.not_square(problem.call, y.shape[y.dim() - k :], x.shape[x.dim() - k :])
         raise errors.bad_solver_output(
             problem.call,
             f"the shape of x, {tuple(x.shape)}, broadcast with the params as f broadcasts them",

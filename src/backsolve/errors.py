@@ -226,7 +226,35 @@ def not_square(call: str, y_shape: Sequence[int], z_shape: Sequence[int]) -> For
             "J = df/dy is not square.",
             expected=f"f(y) with the event shape of y, {tuple(y_shape)}",
             got=f"f(y) with the event shape {tuple(z_shape)}",
-            remedy="f alone does not determine dg then; add the missing equations to f, or invert fewer unknowns",
+            remedy="f alone does not determine dg then. With fewer equations than unknowns, many g satisfy f(g(x)) = "
+            "x, with different derivatives: say which is yours, jacobian=Dense(gauge=MinimumNorm()) or "
+            "Dense(gauge=Constrained(h)) of backsolve.jacobians. With more, only some x have a y: invert fewer equations",
+        )
+    )
+
+
+def gauge_does_not_fit(unknowns: int, equations: int, constraints: int) -> ForwardOutputError:
+    """f and its gauge do not have as many equations as there are unknowns."""
+    return ForwardOutputError(
+        document(
+            "Dense(gauge=...)",
+            "f and the gauge together must have as many equations as unknowns.",
+            expected=f"{unknowns} equations for the {unknowns} elements of an event of y",
+            got=f"{equations} from f and {constraints} from the gauge",
+            remedy="let h return one number for each equation that f lacks",
+        )
+    )
+
+
+def no_square_map(call: str, claim: Any) -> DerivativeError:
+    """Something was asked for that only a map between spaces of one dimension has."""
+    return DerivativeError(
+        document(
+            call,
+            "there is no square dy/dx.",
+            expected="x and y with equally many coordinates",
+            got=f"jacobian={claim!r}",
+            remedy="use torch.func.jacrev or torch.autograd.functional.jacobian for dy/dx; it has no determinant",
         )
     )
 

@@ -5,6 +5,7 @@ from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.dense import Dense
 from backsolve.jacobians.diagonal import Diagonal
 from backsolve.jacobians.differences import find_false_derivative
+from backsolve.jacobians.equations import Constrained, Equations, LowerTriangular, MinimumNorm, Symmetric
 from backsolve.jacobians.matrix_free import MatrixFree, MatrixFreeAt
 from backsolve.jacobians.probe import find_coupling, find_wrong_entries, gaussian_like
 from backsolve.jacobians.triangular import Triangular
@@ -12,12 +13,17 @@ from backsolve.jacobians.triangular import Triangular
 __all__ = [
     "Assembled",
     "Banded",
+    "Constrained",
     "Dense",
     "Diagonal",
+    "Equations",
     "Jacobian",
     "Linearized",
+    "LowerTriangular",
     "MatrixFree",
     "MatrixFreeAt",
+    "MinimumNorm",
+    "Symmetric",
     "Triangular",
     "find_coupling",
     "find_false_derivative",

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from backsolve.jacobians.equations import Equations
+
 Entries = Callable[..., Tensor]  # entries(y, *params, **kwargs) -> the known entries of J
 
 
@@ -90,6 +92,11 @@ class Jacobian(ABC):
 
     unit_dims: int | None = None
     """How many rightmost dimensions of y form one unit that no other unit influences; None: those of the event."""
+
+    @property
+    def equations(self) -> Equations | None:
+        """What determines y besides `f(y) = x`."""
+        return None
 
     @abstractmethod
     def entries_shape(self, y: torch.Size, event_dim: int) -> torch.Size:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from backsolve import errors
 from backsolve.jacobians.base import Assembled, Entries, Jacobian, Linearized
+from backsolve.jacobians.equations import Equations
 from backsolve.jacobians.factored import FactoredAt, dense_matrix
 from backsolve.linalg import LU, Cholesky
 
@@ -27,6 +29,9 @@ class Dense(Jacobian):
         positive_definite: the claim that J is symmetric and positive definite: Cholesky in the place of LU. A negative
             eigenvalue raises StructureError at every solve.
 
+        gauge: what determines y where f has fewer equations than unknowns: `MinimumNorm()` or `Constrained(h)`.
+        subspace: where y lives if f maps only a subspace of matrices invertibly: `Symmetric()` or `LowerTriangular()`.
+
     Example:
         >>> import torch
         >>> from backsolve import inverse
@@ -41,6 +46,19 @@ class Dense(Jacobian):
     entries: Entries | None = None
     symmetric: bool = False
     positive_definite: bool = False
+    gauge: Equations | None = None
+    subspace: Equations | None = None
+
+    def __post_init__(self) -> None:
+        if self.gauge is not None and self.subspace is not None:
+            raise errors.bad_option("Dense(gauge, subspace)", "one of them", (self.gauge, self.subspace))
+        if self.equations is not None and (self.entries or self.symmetric or self.positive_definite):
+            raise errors.bad_option("Dense(gauge or subspace)", "no claims about J beside it", self)
+
+    @property
+    def equations(self) -> Equations | None:
+        """What is added to `f(y) = x`."""
+        return self.gauge or self.subspace
 
     def entries_shape(self, y: torch.Size, event_dim: int) -> torch.Size:
         """A matrix for each event."""

@@ -32,123 +32,146 @@ class Krylov:
     products: int
 
 
-@dataclass
 class _System:
     """`A u = b` with a count of the products, and the tolerance on the residual of each event.
 
     A residual of `4 eps |A| |u|` is that of a direct solver, and is accepted however small rtol is, as long as half of
-    the digits of b are met: |u| explodes where A is singular. |A| is at least the largest stretch that was seen.
+    the digits of b are met: |u| explodes where A is singular.
     """
 
-    apply: Operator
-    precondition: Operator
-    b: Tensor
-    rtol: float
-    products: int = 0
+    def __init__(self, apply: Operator, precondition: Operator | None, b: Tensor, rtol: float) -> None:
+        self.apply = apply
+        self.precondition = precondition
+        self.size = _norm(b)
+        self.goal = rtol * self.size
+        self.eps = torch.finfo(self.size.dtype).eps
+        self.stretch = torch.zeros_like(self.size)  # what was seen of |A|, of the unknowns as they are preconditioned
+        self.products = 0
 
-    def __post_init__(self) -> None:
-        self.size = _norm(self.b)
-        self.stretch = torch.zeros_like(self.size)
+    def preconditioned(self, v: Tensor) -> Tensor:
+        """`M v`."""
+        return v if self.precondition is None else self.precondition(v)
 
     def times(self, v: Tensor) -> Tensor:
         """`A v`."""
         self.products += 1
-        product = self.apply(v)
-        length = _norm(v)
-        self.stretch = torch.maximum(self.stretch, _norm(product) / torch.where(length > 0, length, 1.0))
-        return product
+        return self.apply(v)
 
-    def tolerance(self, u: Tensor) -> Tensor:
-        """The largest residual that is good enough at u."""
-        eps = torch.finfo(self.size.dtype).eps
-        rounding = torch.minimum(4 * eps * self.stretch * _norm(u), eps**0.5 * self.size)
-        return torch.maximum(self.rtol * self.size, rounding)
+    def tolerance(self, u_norm: Tensor) -> Tensor:
+        """The largest residual that is good enough."""
+        rounding = torch.minimum(4 * self.eps * self.stretch * u_norm, self.eps**0.5 * self.size)
+        return torch.maximum(self.goal, rounding)
 
-    def report(self, u: Tensor, r: Tensor) -> Krylov:
+    def report(self, u: Tensor, r: Tensor, u_norm: Tensor) -> Krylov:
         """The verdict on u with the residual r."""
         norm = _norm(r)
-        converged = norm <= self.tolerance(u)  # NaN compares false
+        converged = norm <= self.tolerance(u_norm)  # NaN compares false
         return Krylov(u, norm / torch.where(self.size > 0, self.size, 1.0), converged, self.products)
 
 
-def gmres(apply: Operator, b: Tensor, *, rtol: float, maxiter: int, restart: int, precondition: Operator) -> Krylov:
+def gmres(
+    apply: Operator, b: Tensor, *, rtol: float, maxiter: int, restart: int, precondition: Operator | None = None
+) -> Krylov:
     """The generalised minimal residual method, preconditioned from the right, for any invertible A.
 
-    Each step adds one vector to an orthonormal basis of the Krylov space and minimises the residual over it. The basis
-    is thrown away after `restart` steps, and at every look at the true residual.
+    Each step adds one direction to a Krylov space and minimises the residual over it. The space is thrown away after
+    `restart` steps, and at every look at the true residual.
 
     Args:
         apply: A, linear; every event by itself.
         b: shape `(events, n)`.
         rtol: the relative residual to reach.
         maxiter: the largest number of products.
-        restart: the largest size of the basis.
-        precondition: an approximation of `A^-1 v`.
+        restart: the largest dimension of the space.
+        precondition: M, an approximation of `A^-1`.
 
     Reference:
         Y. Saad, M. H. Schultz, GMRES, SIAM J. Sci. Stat. Comput. 7, 1986.
     """
     system = _System(apply, precondition, b, rtol)
     u, r = torch.zeros_like(b), b
+    norm, u_norm = system.size, torch.zeros_like(system.size)
     while True:
-        done = _norm(r) <= system.tolerance(u)
-        if done.all() or system.products >= maxiter:
-            return system.report(u, r)
-        before = _norm(r)
-        u = u + precondition(
-            _cycle(system, r, system.tolerance(u), min(restart, b.shape[-1], maxiter - system.products))
-        )
-        r = b - system.times(u)
-        if not (_norm(r) < before)[~done].any():  # nothing moves any more: NaN, or the end of the digits
-            return system.report(u, r)
+        open_ = norm > system.tolerance(u_norm)
+        if not open_.any() or system.products >= maxiter:
+            return system.report(u, r, u_norm)
+        steps = min(restart, b.shape[-1], maxiter - system.products)
+        z = _minimise(system, r, norm, u_norm, steps)
+        u, u_norm = u + system.preconditioned(z), u_norm + _norm(z)
+        r, before = b - system.times(u), norm
+        norm = _norm(r)
+        if not (norm < before)[open_].any():  # nothing moves any more: NaN, or the end of the digits
+            return system.report(u, r, u_norm)
 
 
-def _cycle(system: _System, r: Tensor, tolerance: Tensor, steps: int) -> Tensor:
+def _minimise(system: _System, r: Tensor, norm: Tensor, u_norm: Tensor, steps: int) -> Tensor:
     """Minimise `|r - A M z|` over a Krylov space; returns z.
 
-    `rotation @ hessenberg` is upper triangular; each step appends one column and one Givens rotation. The last element
-    of `rotation @ (|r| e_1)` is the norm of the residual.
+    With directions Z and `A M Z = Q R`, Q orthonormal, each step takes the component along its column of Q out of r;
+    there is no Hessenberg matrix to rotate. The next direction is r itself while it shrinks, else the last column of
+    Q: then Z stays well-conditioned (Jiránek, Rozložník, Adaptive version of simpler GMRES, 2010).
     """
-    events, n = r.shape
-    size = _norm(r)
-    basis = r.new_zeros(events, steps + 1, n)
-    basis[:, 0] = _divide(r, size)
-    triangle = torch.eye(steps, dtype=r.dtype, device=r.device).repeat(events, 1, 1)
-    rotation = torch.eye(steps + 1, dtype=r.dtype, device=r.device).repeat(events, 1, 1)
-    target = r.new_zeros(events, steps)
-    rest = size.to(r.dtype)  # the last element of the rotated right-hand side
-    active = size > tolerance
+    tiny = torch.finfo(norm.dtype).tiny
+    directions, images = r.new_empty(2, steps, *r.shape)
+    columns: list[Tensor] = []
+    parts: list[Tensor] = []
+    tolerance = system.tolerance(u_norm)
+    active = norm > tolerance
+    z = r / norm.clamp_min(tiny)[:, None]
     for k in range(steps):
-        w = system.times(system.precondition(basis[:, k]))
-        known = basis[:, : k + 1]
-        column = r.new_zeros(events, steps + 1)
-        for _ in range(2):  # Gram-Schmidt, twice, keeps the basis orthogonal to rounding
-            part = (known.conj() @ w[..., None])[..., 0]
-            w = w - (part[:, None] @ known)[:, 0]
-            column[:, : k + 1] += part
-        length = _norm(w)
-        column[:, k + 1] = length
-        basis[:, k + 1] = _divide(w, length)
-        column = (rotation @ column[..., None])[..., 0]
-        top, below = column[:, k], column[:, k + 1]
-        scale = (top.abs().square() + below.abs().square()).sqrt()
-        active = active & (scale > 0)  # an exactly singular A, or NaN
-        c, s = _divide(top, scale).conj(), _divide(below, scale).conj()
-        upper, lower = rotation[:, k].clone(), rotation[:, k + 1].clone()
-        rotation[:, k] = c[:, None] * upper + s[:, None] * lower
-        rotation[:, k + 1] = c.conj()[:, None] * lower - s.conj()[:, None] * upper
-        triangle[active, :k, k] = column[active, :k]
-        triangle[active, k, k] = scale[active].to(r.dtype)
-        target[active, k] = (c * rest)[active]
-        rest = torch.where(active, -s.conj() * rest, rest)
-        active = active & (rest.abs() > tolerance)
+        directions[k] = z
+        w = system.times(system.preconditioned(z))
+        q, column = _orthonormalised(w, images[:k])
+        images[k] = q
+        part = torch.where(active, _dot(q, r), 0.0)
+        r = r - part[:, None] * q
+        before, norm = norm, _norm(r)
+        columns.append(column)
+        parts.append(part)
+        active = active & (norm > tolerance) & (column[-1] != 0)
         if not active.any():
             break
-    z = torch.linalg.solve_triangular(triangle, target[..., None], upper=True)
-    return (z.mT @ basis[:, :-1])[:, 0]
+        z = torch.where((norm <= 0.9 * before)[:, None], r / norm.clamp_min(tiny)[:, None], q)
+    k = len(parts)
+    triangle = r.new_zeros(r.shape[0], k, k)
+    for i, column in enumerate(columns):
+        triangle[:, : i + 1, i] = column.mT
+    system.stretch = torch.maximum(system.stretch, _norm(triangle.mT).amax(-1).nan_to_num(0.0))
+    triangle.diagonal(dim1=-2, dim2=-1).masked_fill_(torch.stack([column[-1] == 0 for column in columns], -1), 1.0)
+    z = torch.linalg.solve_triangular(triangle, torch.stack(parts, -1)[..., None], upper=True)[..., 0]
+    return _combined(z.mT, directions[:k])
 
 
-def bicgstab(apply: Operator, b: Tensor, *, rtol: float, maxiter: int, precondition: Operator) -> Krylov:
+def _orthonormalised(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of w that is orthogonal to the basis, normalised; and the column of R. 0 where nothing is left."""
+    size = _norm(w)
+    column = _projected(basis, w)
+    w = w - _combined(column, basis)
+    length = _norm(w)
+    if len(basis) and not (length > 0.1 * size).all():  # much was cancelled: once more, and it is orthogonal
+        again = _projected(basis, w)
+        w, column = w - _combined(again, basis), column + again
+        length = _norm(w)
+        length = torch.where(length > 8 * torch.finfo(size.dtype).eps * size, length, 0.0)
+    q = torch.where(length[:, None] > 0, w / length[:, None], 0.0)
+    return q, torch.cat([column, length[None].to(w.dtype)])
+
+
+def _projected(basis: Tensor, w: Tensor) -> Tensor:
+    """The scalar products of w with each vector, shape `(k, events)` from `(k, events, n)`."""
+    if len(w) == 1:
+        return basis[:, 0].conj() @ w[0, :, None]
+    return (basis.conj() * w).sum(-1)
+
+
+def _combined(factors: Tensor, vectors: Tensor) -> Tensor:
+    """The sum of factors times vectors, shape `(events, n)`."""
+    if len(factors) and vectors.shape[1] == 1:
+        return factors.mT @ vectors[:, 0]
+    return (factors[..., None] * vectors).sum(0)
+
+
+def bicgstab(apply: Operator, b: Tensor, *, rtol: float, maxiter: int, precondition: Operator | None = None) -> Krylov:
     """The stabilised biconjugate gradient method, preconditioned from the right: short recurrences, seven vectors.
 
     Where it breaks down (a scalar product that should be far from zero is not) it starts again from the true residual;
@@ -165,42 +188,42 @@ def bicgstab(apply: Operator, b: Tensor, *, rtol: float, maxiter: int, precondit
         H. A. van der Vorst, Bi-CGSTAB, SIAM J. Sci. Stat. Comput. 13, 1992.
     """
     system = _System(apply, precondition, b, rtol)
-    u, r = torch.zeros_like(b), b
+    u, r, norm = torch.zeros_like(b), b, system.size
     failures = 0
     while True:
+        open_ = norm > system.tolerance(_norm(u))
+        if not open_.any() or system.products >= maxiter or failures > 3:
+            return system.report(u, r, _norm(u))
+        u = _sweep(system, u, r, open_, maxiter)
+        r, before = b - system.times(u), norm
         norm = _norm(r)
-        done = norm <= system.tolerance(u)
-        if done.all() or system.products >= maxiter or failures > 3:
-            return system.report(u, r)
-        u = _sweep(system, u, r, ~done, maxiter)
-        r = b - system.times(u)
-        failures += not (_norm(r) < norm / 2)[~done].any()
+        failures += not (norm < before / 2)[open_].any()
 
 
 def _sweep(system: _System, u: Tensor, r: Tensor, active: Tensor, maxiter: int) -> Tensor:
     """Iterate from u until every event has converged by the recurrence for r, or has broken down."""
-    shadow = r
+    shadow, p = r, r
     rho = _dot(shadow, r)
-    p = r
-    eps = torch.finfo(system.size.dtype).eps
     while active.any() and system.products < maxiter:
-        p_hat = system.precondition(p)
+        p_hat = system.preconditioned(p)
         v = system.times(p_hat)
+        stretch = _norm(v) / _norm(p_hat).clamp_min(torch.finfo(system.size.dtype).tiny)
+        system.stretch = torch.maximum(system.stretch, stretch.nan_to_num(0.0))
         alpha = _divide(rho, _dot(shadow, v))
         s = r - alpha[:, None] * v
-        s_hat = system.precondition(s)
+        s_hat = system.preconditioned(s)
         t = system.times(s_hat)
         omega = _divide(_dot(t, s), _dot(t, t))
         step = alpha[:, None] * p_hat + omega[:, None] * s_hat
         usable = active & step.isfinite().all(-1)
         u = torch.where(usable[:, None], u + step, u)
         r = torch.where(usable[:, None], s - omega[:, None] * t, r)
-        rho_new = _dot(shadow, r)
-        broken = (rho_new.abs() <= eps * _norm(shadow) * _norm(r)) | (omega == 0)
-        beta = _divide(rho_new, rho) * _divide(alpha, omega)
+        rho, rho_before = _dot(shadow, r), rho
+        norm = _norm(r)
+        broken = (rho.abs() <= system.eps * _norm(shadow) * norm) | (omega == 0)
+        beta = _divide(rho, rho_before) * _divide(alpha, omega)
         p = r + beta[:, None] * (p - omega[:, None] * v)
-        rho = rho_new
-        active = usable & ~broken & (_norm(r) > system.tolerance(u))
+        active = usable & ~broken & (norm > system.tolerance(_norm(u)))
     return u
 
 
@@ -214,5 +237,4 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _divide(a: Tensor, by: Tensor) -> Tensor:
     """a / by, and 0 where that is 0 / 0 or worse: a broken system stands still."""
-    by = by.reshape(by.shape + (1,) * (a.dim() - by.dim()))
     return torch.where(by == 0, 0.0, a / torch.where(by == 0, 1.0, by))
