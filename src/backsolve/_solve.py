@@ -58,6 +58,11 @@ class Problem:
         return Model(self.f, self.rule.jacobian, self.rule.event_dim, self.rule.call)
 
     @functools.cached_property
+    def numerical(self) -> NumericalSolver | None:
+        """The solver, if it works with f alone."""
+        return self.solver if isinstance(self.solver, NumericalSolver) else None
+
+    @functools.cached_property
     def is_tested(self) -> bool:
         """Whether somebody wants to know if `f(y) = x`."""
         return not (self.tolerance.off or self.rule.on_failure == "ignore")
@@ -114,8 +119,8 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
 
 def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward: Forward) -> Found:
     """Call g on detached tensors, without a graph, and make sure that what it returns can be y; or solve with f."""
-    if isinstance(problem.solver, NumericalSolver):
-        solution = problem.solver.find(forward, None if x is None else x.detach())
+    if problem.numerical:
+        solution = problem.numerical.find(forward, None if x is None else x.detach())
         if solution.error is not None and problem.rule.on_failure == "raise":
             raise solution.error()
         return solution
@@ -129,7 +134,9 @@ def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward
         raise errors.solver_changed_input(problem.call, "x" if versions(first) != before[: len(first)] else "params")
     fresh = isinstance(problem.solver, NumpySolver) or not isinstance(result, Tensor)
     held = getrefcount(result) > _REFERENCES
-    y = as_solution(problem.call, result, next((t for t in given if t.is_floating_point()), None) if x is None else x)
+    y = as_solution(
+        problem.rule.call, result, next((t for t in given if t.is_floating_point()), None) if x is None else x
+    )
     if x is not None and x.shape != y.shape:
         _check_broadcast(problem, forward, y, x)
     del result
