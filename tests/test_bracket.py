@@ -364,6 +364,25 @@ def test_iterations_are_few() -> None:
     assert 1 <= iterations.min() <= iterations.max() <= 14
 
 
+@pytest.mark.parametrize("n", [7, 5000])
+def test_warm_start(n: int) -> None:
+    x, a = torch.rand(n, dtype=torch.float64) + 0.1, torch.rand(n, dtype=torch.float64) + 0.5
+    quantile = inverse(lambda y, a: torch.special.gammainc(a, y), Bracket(0.0, INF))
+    cold, moved = quantile.solve(x * 0.89, a), x * 0.8901
+    without, warm = quantile.solve(moved, a), quantile.starting_at(cold).solve(moved, a)
+    torch.testing.assert_close(warm.y, without.y, rtol=1e-12, atol=0)
+    assert warm.iterations is not None
+    assert without.iterations is not None
+    assert warm.iterations.double().mean() < 0.8 * without.iterations.double().mean()
+    lost = quantile.starting_at(torch.full_like(x, math.nan)).solve(moved, a)
+    assert torch.equal(lost.y, without.y)
+
+
+def test_warm_start_needs_a_solver_that_starts() -> None:
+    with pytest.raises(errors.ArgumentError, match="Bracket, Newton, FixedPoint"):
+        inverse(torch.sinh, torch.asinh).starting_at(double(1.0))
+
+
 def test_an_f_with_a_state_is_frozen() -> None:
     torch.manual_seed(0)
     layer = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(1, 1, dtype=torch.float64))

@@ -167,7 +167,7 @@ def test_metadata(built: tuple[Path, Path]) -> None:
         fields = email.message_from_bytes(wheel.read(name))
     always = [line for line in fields.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert always == ["torch>=2.13.0"]
-    assert set(fields.get_all("Provides-Extra", [])) == {"numpy", "scipy", "diagnose", "demo"}
+    assert set(fields.get_all("Provides-Extra", [])) == {"numpy", "scipy", "diagnose", "progress", "demo"}
     assert fields["Version"] == backsolve.__version__
     assert (fields["License-Expression"], fields["Requires-Python"]) == ("MIT", ">=3.10")
 

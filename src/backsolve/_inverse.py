@@ -6,6 +6,7 @@ import copy
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass, replace
 from typing import Any, get_args
 
 import torch
@@ -82,6 +83,14 @@ class Inverse:
             raise errors.no_square_map(self._problem.call, self._problem.rule.jacobian)
         return _eagerly(_made_of_jacobian)(self._problem.rule, self._run(x, params, kwargs), lambda j: j.inverse(), 2)
 
+    def starting_at(self, previous: Solution | Tensor) -> Inverse:
+        """The same inverse, whose numerical solver starts at a previous solution, for an x or params that moved little.
+
+        The shape of y must be that of the previous one. Where that is no help (NaN, or outside of a `Bracket`), the
+        solver starts as it does without.
+        """
+        return _starting_at(self, previous)
+
     def __repr__(self) -> str:
         return _representation("inverse", self)
 
@@ -134,6 +143,10 @@ class ImplicitFunction:
     def solve(self, *params: Any, **kwargs: Any) -> Solution:
         """Return y together with its residual `max |c(y)|` and convergence, as a `Solution`."""
         return _solution(self._run(params, kwargs, report=True), None)
+
+    def starting_at(self, previous: Solution | Tensor) -> ImplicitFunction:
+        """The same function, whose numerical solver starts at a previous solution; see `Inverse.starting_at`."""
+        return _starting_at(self, previous)
 
     def __repr__(self) -> str:
         return _representation("implicit_function", self)
@@ -385,6 +398,18 @@ def _rebuild(kind: type, f: Any, solver: Any, options: dict[str, Any]) -> Any:
 
 def _deepcopy(original: Any, memo: dict[int, Any]) -> Any:
     twin = type(original)(*(copy.deepcopy(part, memo) for part in (original._f, original._solver, original._options)))
+    twin._problem.rule.verified.update(original._problem.rule.verified)
+    return twin
+
+
+def _starting_at(original: Any, previous: Solution | Tensor) -> Any:
+    solver = original._solver
+    if not (is_dataclass(solver) and not isinstance(solver, type) and hasattr(solver, "init")):
+        raise errors.bad_setting(
+            "starting_at", "solver", "one that starts somewhere: Bracket, Newton, FixedPoint", solver
+        )
+    y = (previous.y if isinstance(previous, Solution) else previous).detach()
+    twin = type(original)(original._f, replace(solver, init=y), original._options)
     twin._problem.rule.verified.update(original._problem.rule.verified)
     return twin
 

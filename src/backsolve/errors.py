@@ -38,7 +38,9 @@ class ConvergenceError(BacksolveError):
 
 
 class SampleError(BacksolveError):
-    """A solver that is called sample by sample failed for some of them."""
+    """A solver that is called sample by sample failed for some of them; `y` has the others, and NaN for these."""
+
+    y: Any = None
 
 
 class SingularJacobianError(BacksolveError):
@@ -266,6 +268,21 @@ def no_bracket(call: str, problem: str, got: str, remedy: str) -> BracketError:
     """The bounds do not enclose a root."""
     expected = "bounds lower <= upper between which f(y) - x, continuous, changes its sign"
     return BracketError(document(call, problem, expected=expected, got=got, remedy=remedy))
+
+
+def sample_failed(call: str, failed: int, total: int, index: tuple[int, ...], reason: str, y: Any) -> SampleError:
+    """A solver of single samples raised, or returned something that cannot be y, or its worker died."""
+    error = SampleError(
+        document(
+            call,
+            "the solver failed for some samples.",
+            expected="one y for each sample",
+            got=f"{count(failed, total, 'sample')} failed, the first at index {index}:\n{reason.rstrip()}",
+            remedy='mend the solver for this sample, or keep the others with on_failure="nan"; they are in error.y',
+        )
+    )
+    error.y = y
+    return error
 
 
 def not_converged(call: str, problem: str, expected: str, got: str, remedy: str) -> ConvergenceError:

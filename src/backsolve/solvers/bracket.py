@@ -48,6 +48,7 @@ class Bracket(NumericalSolver):
         open: whether f cannot be evaluated at the bounds themselves, such as log at 0. At infinite bounds f may raise,
             or return NaN, without being asked.
         maxiter: how often f is evaluated at most, for an element.
+        init: where to start, as far as it lies between the bounds: what a bound may be.
 
     Raises:
         BracketError: when called, if the bounds are reversed, or f(y) - x has the same sign at both.
@@ -72,10 +73,13 @@ class Bracket(NumericalSolver):
     upper: Bound = math.inf
     open: bool = False
     maxiter: int = 200
+    init: Bound | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lower", "upper"):
+        for name in ("lower", "upper", "init"):
             value = getattr(self, name)
+            if name == "init" and value is None:
+                continue
             if not (callable(value) or isinstance(value, int | float | Tensor)) or isinstance(value, bool):
                 raise errors.bad_setting("Bracket", name, "a number, a tensor, or a function of the params", value)
         if not isinstance(self.maxiter, int) or self.maxiter < 1:
@@ -87,14 +91,24 @@ class Bracket(NumericalSolver):
         lower, upper = (of_params(bound, forward, like) for bound in (self.lower, self.upper))
         x = torch.zeros_like(like[(0,) * like.dim()]) if x is None else x
         with GradMode(False), without_autocast(like.device), frozen(forward) as forward:
-            return _Search(self, _divide(forward, x, lower, upper), x, lower, upper).run()
+            init = None if self.init is None else of_params(self.init, forward, like)
+            return _Search(self, _divide(forward, x, lower, upper), x, lower, upper, init).run()
 
 
 class _Search:
     """One call of a Bracket. Its tensors are flat, of shape `(n,)`, or `()` if all elements share them."""
 
-    def __init__(self, bracket: Bracket, elements: Elements, x: Tensor, lower: Tensor, upper: Tensor) -> None:
+    def __init__(
+        self,
+        bracket: Bracket,
+        elements: Elements,
+        x: Tensor,
+        lower: Tensor,
+        upper: Tensor,
+        init: Tensor | None = None,
+    ) -> None:
         self.bracket, self.elements = bracket, elements
+        self.init = None if init is None else _flat(init, elements.shape)
         self.call = elements.forward.model.call
         self.x = _flat(x, elements.shape).expand(elements.count)
         self.domain = Domain.between(_flat(lower, elements.shape), _flat(upper, elements.shape))
@@ -106,7 +120,7 @@ class _Search:
         """Search block by block, and then the last few elements of all blocks together."""
         n, shape = self.elements.count, self.elements.shape
         size = _BLOCK * torch.get_num_threads() if self.x.device.type == "cpu" and self.elements.divisible else n
-        table = self._table() if self.elements.alike and n >= 16 * _TABLE else None
+        table = self._table() if self.elements.alike and self.init is None and n >= 16 * _TABLE else None
         blocks = (self._begin(slice(i, i + size)) for i in range(0, n, max(size, 1)))
         left = [self._advance(b if table is None else self._looked_up(b, table), _FEW) for b in blocks]
         if left := [brackets for brackets in left if brackets is not None]:
@@ -119,6 +133,9 @@ class _Search:
         """Evaluate f inside and at the ends, and find the elements that have no root, or have it at an end."""
         x, domain, params = part(self.x, block), part(self.domain, block), part(self.elements.own_params(), block)
         start = domain.start()
+        if self.init is not None:
+            wish = part(self.init, block)
+            start = torch.where((wish > domain.lower) & (wish < domain.upper), wish, start)  # NaN compares false
         z = self._value(start, params, len(x))
         ends = [self._at_bound(bound, params, len(x)) for bound in (domain.lower, domain.upper)]
         signs = [(end - x).sign() for end in ends]
