@@ -5,13 +5,14 @@ TORCH ?= torch==2.13.0
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_SECONDS ?= 600
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint types mutants bench clean
+.PHONY: help test demo lint types mutants fuzz bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -32,6 +33,9 @@ types: $(VENV)/test.stamp $(VENV)/lint.stamp ## check the types
 
 mutants: $(VENV)/test.stamp ## break the code on purpose and see that the tests notice
 	$(RUN) -m tests.mutants
+
+fuzz: $(VENV)/test.stamp ## draw random problems with random faults for FUZZ_SECONDS=600
+	BACKSOLVE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(RUN) -m pytest -s tests/adversarial/test_fuzz.py
 
 bench: $(VENV)/bench.stamp ## measure speed and memory beside other packages (BENCH_ARGS=--quick: two minutes)
 	$(RUN) -m benchmarks $(BENCH_ARGS)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +18,13 @@ from torch import Tensor
 
 from backsolve import Dense, Diagonal, Inverse, diagnose, errors, inverse
 from backsolve._diagnose import Report
+from backsolve._diagnose.command import main
 from backsolve.solvers import numpy_solver
 from tests.problems import PROBLEMS, Problem
 
 EPS = torch.finfo(torch.float64).eps
 N = 8
+ROOT = Path(__file__).parents[1]
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -138,10 +143,11 @@ def test_structures(name: str) -> None:
 
 
 def test_a_cheaper_structure_is_advised() -> None:
-    f, _, structure, _, _ = STRUCTURES["triangular"]
-    report = diagnose(inverse(f, solver_of(f, gaussian(3, N)), event_dim=1), f(gaussian(3, N)))
-    assert f"declare jacobian={structure}" in report.advice
+    """A hundred elements as a dense matrix: elementwise is many times cheaper."""
+    report = diagnose(inverse(torch.exp, torch.log, event_dim=1), gaussian(20, 100).exp())
     assert report.ok
+    assert "J is Diagonal(); declared Dense, which has room for it" in text_of(report, "structure")
+    assert any(line.startswith("declare jacobian=Diagonal(): the gradient is") for line in report.advice)
 
 
 def test_a_sampled_structure_is_not_certain() -> None:
@@ -499,3 +505,59 @@ def test_what_g_must_not_return_is_a_finding() -> None:
 def test_f_that_does_not_depend_on_y() -> None:
     report = diagnose(inverse(lambda y: y.detach() * 2, lambda x: x / 2), gaussian(3))
     assert not report.ok
+
+
+# --------------------------------------------------------------------------------------- picture and command line
+
+
+def test_the_picture(tmp_path: Path) -> None:
+    """A full report, and one where nothing could be measured."""
+    pytest.importorskip("matplotlib", reason="matplotlib is an extra")
+    f = STRUCTURES["conv"][0]
+    full = diagnose(inverse(f, solver_of(f, gaussian(3, N)), event_dim=1), f(gaussian(3, N)))
+    poor = diagnose(inverse(torch.sin, lambda x: [1.0, 2.0]), torch.ones(2))
+    for report in (full, poor, diagnose(*plant())):
+        axes = report.plot(str(tmp_path / "picture.png")).axes
+        assert (tmp_path / "picture.png").stat().st_size > 10_000
+        titles = [a.get_title() for a in axes]
+        assert titles[:3] == ["structure of J", "residual |f(g(x)) - x|", "derivatives: analytic against differences"]
+    (image,) = full.plot().axes[0].images
+    shown = ~np.isnan(np.asarray(image.get_array(), dtype=float))
+    assert (shown == (abs(np.subtract.outer(range(N), range(N))) <= 1)).all(), "a band of three diagonals"
+
+
+EXPORTED = inverse(lambda y, a: a * torch.sinh(y), numpy_solver(lambda x, a: np.arcsinh(x / a)))
+WRONG = inverse(lambda y, a: a * torch.sinh(y), numpy_solver(lambda x, a: np.arcsinh(x)))
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "code"),
+    [
+        ("EXPORTED", {"arr_0": 2.0}, 0),
+        ("WRONG", {"arr_0": 2.0}, 1),
+        ("EXPORTED", {"no_such_param": 2.0}, 2),
+        ("MISSING", {"arr_0": 2.0}, 2),
+        ("N", {"arr_0": 2.0}, 2),
+    ],
+)
+def test_the_command_line(
+    name: str, params: dict[str, float], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", np.linspace(-1, 1, 6))
+    np.savez(tmp_path / "p.npz", **{key: np.array(value) for key, value in params.items()})
+    files = ["--input", str(tmp_path / "x.npy"), "--params", str(tmp_path / "p.npz")]
+    assert main(["diagnose", f"tests.test_diagnose:{name}", *files]) == code
+    out, err = capsys.readouterr()
+    assert ("derivative of g by x" in out, bool(err)) == (code < 2 and code == 0, code == 2)
+
+
+def test_params_by_keyword_and_the_module_as_a_program(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.linspace(-1, 1, 6))
+    np.savez(tmp_path / "p.npz", a=np.array(2.0))
+    command = [sys.executable, "-m", "backsolve", "diagnose", "tests.test_diagnose:EXPORTED", "--input", "x.npy"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["src", str(ROOT / "src"), str(ROOT)])}
+    done = subprocess.run(
+        [*command, "--params", "p.npz"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "derivative of f by a" in done.stdout

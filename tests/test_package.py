@@ -39,6 +39,7 @@ ROOMS = (
     "distributions",
     "nn",
     "__init__",
+    "__main__",
 )
 
 

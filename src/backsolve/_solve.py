@@ -164,12 +164,15 @@ def as_solution(call: str, result: Any, like: Tensor | None) -> Tensor:
             )
         result = to_tensor(result, like, copy=True, call=call)
     y = result.detach()
-    if like is not None and (y.dtype != like.dtype or y.device != like.device):
+    if y.is_inference() and not torch.is_inference_mode_enabled():
+        y = y.clone()  # autograd cannot save what g made in its own inference mode
+    model: Tensor = y if like is None else like
+    if y.dtype != model.dtype or y.device != model.device or y.layout is not torch.strided:
         raise errors.bad_solver_output(
             call,
-            f"dtype {like.dtype} on {like.device}, like x",
+            f"dtype {model.dtype} on {model.device}, like x, and dense",
             errors.describe(y),
-            f"convert the result in g: y.to(x), that is, to {like.dtype} on {like.device}",
+            f"convert the result in g: y.to(x), that is, to {model.dtype} on {model.device}",
         )
     return y
 

@@ -230,7 +230,7 @@ def not_square(call: str, y_shape: Sequence[int], z_shape: Sequence[int]) -> For
             got=f"f(y) with the event shape {tuple(z_shape)}",
             remedy="f alone does not determine dg then. With fewer equations than unknowns, many g satisfy f(g(x)) = "
             "x, with different derivatives: say which is yours, jacobian=Dense(gauge=MinimumNorm()) or "
-            "Dense(gauge=Constrained(h)) of backsolve.jacobians. With more, only some x have a y: invert fewer equations",
+            "Dense(gauge=Constrained(h)) of backsolve.jacobians. With more, only some x have a y",
         )
     )
 

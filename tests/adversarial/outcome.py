@@ -54,8 +54,8 @@ def outcome(case: Case) -> str:
     return f"silent: {wrong[0]}" if wrong else "right"
 
 
-def difference(actual: Tensor, exact: Tensor) -> str:
-    """What differs; nothing if they agree to 512 units in the last place of the largest element of their size."""
+def difference(actual: Tensor, exact: Tensor, size: float = 0.0) -> str:
+    """What differs; nothing if they agree to 512 units in the last place of the largest element, or of that size."""
     if actual.shape != exact.shape:
         return f"shapes {tuple(actual.shape)}, {tuple(exact.shape)}"
     if not actual.numel():
@@ -65,7 +65,7 @@ def difference(actual: Tensor, exact: Tensor) -> str:
     same = (actual == exact) | (actual.isnan() & exact.isnan())
     off = torch.where(same, 0.0, (actual - exact).abs())
     scale = exact.abs().nan_to_num(0.0, 0.0, 0.0).max()
-    return "" if bool((off <= rtol * scale).all()) else f"{actual.tolist()} for {exact.tolist()}"
+    return "" if bool((off <= rtol * scale.clamp(min=size)).all()) else f"{actual.tolist()} for {exact.tolist()}"
 
 
 def derivatives(function: Function, *inputs: Tensor, order: int = 2, weigh: bool = True) -> list[Tensor]:

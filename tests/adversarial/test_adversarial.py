@@ -7,8 +7,10 @@ import pytest
 from tests.adversarial.forwards import FORWARDS
 from tests.adversarial.inputs import INPUTS
 from tests.adversarial.outcome import Case, outcome
+from tests.adversarial.solvers import SOLVERS
+from tests.adversarial.surroundings import SURROUNDINGS
 
-CASES = [*INPUTS, *FORWARDS]
+CASES = [*INPUTS, *FORWARDS, *SOLVERS, *SURROUNDINGS]
 ENDED: dict[str, str] = {}
 
 

@@ -16,6 +16,7 @@ from backsolve._diagnose.subject import Subject
 from backsolve._inverse import Inverse
 
 _PATIENCE = 0.1  # seconds for each quantity
+_WORTHWHILE = 1.3  # a smaller gain may be noise of the clock
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Cost:
         text = f"g {_show(self.g)}, f {_show(self.f)}, gradient: {gradients}"
         best = min(self.gradient, key=lambda name: self.gradient[name], default=self.declared)
         gain = self.gradient.get(self.declared, 0.0) / self.gradient[best] if self.gradient else 1.0
-        advice = f"declare jacobian={best}: the gradient is {gain:.2g} x cheaper" if gain > 1.2 else ""
+        advice = f"declare jacobian={best}: the gradient is {gain:.2g} x cheaper" if gain > _WORTHWHILE else ""
         yield Finding("cost", "note", text, advice)
 
 

@@ -68,6 +68,8 @@ class Derivatives:
 
     def findings(self) -> Iterator[Finding]:
         """Whether all agree."""
+        if not self.comparisons:
+            yield Finding("derivatives", "not certain", "no event passed the residual test: nothing to compare")
         for comparison in self.comparisons:
             yield comparison.finding(_ADVICE[comparison.what[0]])
 

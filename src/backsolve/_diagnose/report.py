@@ -69,6 +69,15 @@ class Report:
         told = sorted((f for f in self.findings if f.advice), key=lambda f: order.index(f.level))
         return list(dict.fromkeys(f.advice for f in told))
 
+    def plot(self, path: str | None = None) -> Any:
+        """Draw the structure of J and histograms of residuals and of errors of derivatives; save it if path is given.
+
+        Returns the matplotlib figure.
+        """
+        from backsolve._diagnose.plot import plot
+
+        return plot(self, path)
+
     def __str__(self) -> str:
         try:
             from rich.console import Console

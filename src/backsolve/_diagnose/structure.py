@@ -103,7 +103,7 @@ class Structure:
             return Finding("structure", "not certain", text, "diagnose with a sample that covers more of what you use")
         if self.name.startswith(f"{claim}("):
             return Finding("structure", "good", text)
-        return Finding("structure", "note", text, f"declare {self.option}")
+        return Finding("structure", "note", f"{text}, which has room for it")
 
 
 def _has_room(declared: Any, lower: int, upper: int) -> bool:

@@ -83,12 +83,12 @@ class _Line:
         steps = steps.reshape(-1, *(1,) * here.dim()).to(here)
         slopes = (ahead - behind) / (2 * steps)
         off, second = (slopes - self.by_jacobian).abs(), (ahead + behind - 2 * here).abs()
-        noise = torch.maximum(self.noise, second[3:].amax(0)) / steps  # of small steps second differences are noise
+        noise = torch.maximum(self.noise, second[-2:].amax(0)) / steps  # of small steps second differences are noise
         clear = (off > self.noticed + _NOISE * noise) & (second <= _BENT * off * steps)
         same = slopes.diff(dim=0).abs() <= _SAME * off[1:]
-        lasting = (clear[:3].all(0) & same[:2].all(0)) | (clear[1:4].all(0) & same[1:3].all(0))
+        lasting = (clear[:-2] & clear[1:-1] & clear[2:] & same[:-1] & same[1:]).any(0)
         # No step may agree with J, nor vanish in rounding; NaN compares false throughout.
-        return slopes[2], lasting & ((off > self.noticed) & (ahead != behind)).all(0)
+        return slopes[3], lasting & ((off > self.noticed) & (ahead != behind)).all(0)
 
     def _per_unit(self, t: Tensor) -> Tensor:
         return t.flatten(-self.unit_dims).sum(-1) if self.unit_dims else t

@@ -118,7 +118,7 @@ class MatrixFreeAt(Assembled):
         options, y = self.options, self.at.y.detach()
         n = math.prod(split(b, self.at.event_dim)[1])
         if not b.numel():
-            return b
+            return b.clone()  # b itself would be an input and the output of one autograd node
         own = options.preconditioner
 
         def precondition(r: Tensor) -> Tensor:
