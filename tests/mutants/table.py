@@ -302,4 +302,18 @@ MUTANTS = (
         new="        if False and all(",
         tests=("tests/test_linalg.py::test_right_hand_sides_of_one_matrix_share_a_factorisation_and_a_solve",),
     ),
+    Mutant(
+        name="the free residual test looks at one side",
+        file="backsolve/_solution.py",
+        old="return 1 - rtol <= low and high <= 1 + rtol",
+        new="return high <= 1 + rtol",
+        tests=("tests/test_residual.py::test_one_wrong_element_among_many",),
+    ),
+    Mutant(
+        name="known entries are compared with nothing",
+        file="backsolve/_attach.py",
+        old="at = linearize(at.forward, at.y, to_y=True)",
+        new="at = linearize(at.forward, at.y, to_y=False)",
+        tests=("tests/test_structure.py::test_wrong_entries_are_found",),
+    ),
 )
