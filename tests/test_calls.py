@@ -626,6 +626,19 @@ def test_private_names_of_torch_are_where_they_were() -> None:
         assert _torch.without_graph(torch.is_grad_enabled)
     assert not _torch.without_graph(torch.is_grad_enabled)
     assert not _torch.is_functorch_wrapped(x)
+
+    class Doubled(torch.autograd.Function):
+        apply_eagerly = _torch.eager_apply
+
+        @staticmethod
+        def forward(ctx: object, t: Tensor) -> Tensor:
+            return 2 * t
+
+        @staticmethod
+        def backward(ctx: object, v: Tensor) -> Tensor:
+            return 2 * v
+
+    assert torch.autograd.grad(Doubled.apply_eagerly(x), x)[0] == 2
     with torch.autocast("cpu"), _torch.without_autocast(x.device):
         assert not torch.is_autocast_enabled("cpu")
     view = x.detach()[:]

@@ -25,6 +25,7 @@ from backsolve._linearize import Forward, Linearization, Model, gradients, linea
 from backsolve._solution import OnFailure, first_index, handle_failure
 from backsolve._torch import (
     GradMode,
+    eager_apply,
     gradient_edge,
     graph_is_kept,
     outside_autocast,
@@ -129,7 +130,7 @@ def vjp(v: Tensor, rule: Rule, at: Linearization, wanted: Sequence[bool]) -> Gra
     """Pull v back to x and to the inputs of f: `w = J^-T v` and `-f_p^T w`."""
     assembled = rule.assemble(at)
     w = assembled.solve_transposed(v)
-    if isinstance(assembled, MatrixFreeAt) and torch.is_grad_enabled():
+    if torch.is_grad_enabled() and isinstance(assembled, MatrixFreeAt):
         w = _attach_transposed(rule, assembled.transposed_structure(), at, w, v)
     w = rule.spoil_singular(assembled, w, rule.event_dim)
     return [w, *at.pull_inputs(-w, wanted)] if any(wanted) else [w, *[None] * len(wanted)]
@@ -149,7 +150,7 @@ def attach(rule: Rule, at: Linearization, y: Tensor, x: Tensor | None) -> Tensor
     tensors = at.forward.arguments.tensors
     if at.captures:
         tensors = (*tensors, *[c.tensor for c in at.captures])
-    return _Implicit.apply(rule, at, [y], x, *tensors)
+    return _Implicit.apply_eagerly(rule, at, [y], x, *tensors)
 
 
 def _attach_transposed(rule: Rule, structure: Jacobian, at: Linearization, w: Tensor, v: Tensor) -> Tensor:
@@ -173,6 +174,8 @@ def _attach_transposed(rule: Rule, structure: Jacobian, at: Linearization, w: Te
 
 class _Implicit(torch.autograd.Function):
     """The rule as autograd sees it: y out; x, params and captures in."""
+
+    apply_eagerly: Any = eager_apply
 
     @staticmethod
     def forward(ctx: Any, rule: Rule, at: Linearization, y: list[Tensor], x: Tensor | None, *tensors: Tensor) -> Tensor:

@@ -58,6 +58,11 @@ class Problem:
         return Model(self.f, self.rule.jacobian, self.rule.event_dim, self.rule.call)
 
     @functools.cached_property
+    def numerical(self) -> NumericalSolver | None:
+        """The solver, if it works with f alone."""
+        return self.solver if isinstance(self.solver, NumericalSolver) else None
+
+    @functools.cached_property
     def is_tested(self) -> bool:
         """Whether somebody wants to know if `f(y) = x`."""
         return not (self.tolerance.off or self.rule.on_failure == "ignore")
@@ -95,7 +100,7 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
     y = refine(problem, forward, found, x) if problem.refine else found
     tested = report or problem.is_tested or solution.failed is not None
     at, z = _evaluate(forward, y, x, tested)
-    check = None if z is None else _check(problem, forward, y, x, z, at, report)
+    check = _check(problem, forward, y, x, z, at, report) if tested and z is not None else None
     result = y if at is None else attach(problem.rule, at, y, x)
     if check is None:
         return Solved(result, forward, None, None)
@@ -114,8 +119,8 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
 
 def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward: Forward) -> Found:
     """Call g on detached tensors, without a graph, and make sure that what it returns can be y; or solve with f."""
-    if isinstance(problem.solver, NumericalSolver):
-        solution = problem.solver.find(forward, None if x is None else x.detach())
+    if problem.numerical:
+        solution = problem.numerical.find(forward, None if x is None else x.detach())
         if solution.error is not None and problem.rule.on_failure == "raise":
             raise solution.error()
         return solution
@@ -129,7 +134,9 @@ def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward
         raise errors.solver_changed_input(problem.call, "x" if versions(first) != before[: len(first)] else "params")
     fresh = isinstance(problem.solver, NumpySolver) or not isinstance(result, Tensor)
     held = getrefcount(result) > _REFERENCES
-    y = as_solution(problem.call, result, next((t for t in given if t.is_floating_point()), None) if x is None else x)
+    y = as_solution(
+        problem.rule.call, result, next((t for t in given if t.is_floating_point()), None) if x is None else x
+    )
     if x is not None and x.shape != y.shape:
         _check_broadcast(problem, forward, y, x)
     del result
@@ -201,18 +208,17 @@ def _evaluate(
     forward: Forward, y: Tensor, x: Tensor | None, tested: bool
 ) -> tuple[Linearization | None, Tensor | None]:
     """f with its graph, if x, a param or a tensor that f closes over needs a gradient; and f(y), if it is needed."""
-    if torch.is_grad_enabled():
-        tensors = forward.arguments.tensors
-        wanted = (x is not None and x.requires_grad) or any(t.requires_grad for t in tensors)
-        if not wanted and not is_torch_function(forward.model.f):  # its closures may
-            z = forward(y, tensors)
-            if not z.requires_grad:
-                return None, z if tested else None
-            wanted = True
-        if wanted:
-            at = linearize(forward, y)
-            return at, at.value if tested else None
-    return None, forward.value(y) if tested else None
+    if not torch.is_grad_enabled():
+        return None, forward.value(y) if tested else None
+    tensors = forward.arguments.tensors
+    if not (x is not None and x.requires_grad) and not any(t.requires_grad for t in tensors):
+        if not tested and is_torch_function(forward.model.f):
+            return None, None
+        z = forward(y, tensors)
+        if not z.requires_grad:  # nor does anything that f closes over
+            return None, z
+    at = linearize(forward, y)
+    return at, at.value
 
 
 def _check(

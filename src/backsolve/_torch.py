@@ -24,6 +24,9 @@ _ENGINE: Any = Variable._execution_engine
 LEAF_NODE: Any = _C._functions.AccumulateGrad
 """The node that ends every path of a graph and holds its leaf tensor as `variable`."""
 
+eager_apply: Any = vars(_C._FunctionBase)["apply"]
+"""`torch.autograd.Function.apply` without its look at torch.func, a third of its time: for use where none is active."""
+
 
 def without_graph(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function with grad mode off.

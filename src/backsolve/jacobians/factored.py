@@ -112,6 +112,8 @@ class FactoredAt(Assembled):
         return self.structure.times(self.entries.detach(), self._column(u), adjoint)
 
     def _column(self, b: Tensor) -> Tensor:
+        if self.at.event_dim == 1:
+            return b.unsqueeze(-1).to(self.entries.dtype)
         batch, event = split(b, self.at.event_dim)
         return b.reshape(*batch, math.prod(event), 1).to(self.entries.dtype)
 

@@ -14,7 +14,7 @@ from backsolve import errors
 from backsolve._linearize import Forward
 from backsolve._torch import GradMode, without_autocast
 from backsolve.solvers.base import Found, NumericalSolver, of_params, prototype
-from backsolve.solvers.chandrupatla import Brackets, Level, joined, part
+from backsolve.solvers.chandrupatla import NEAR, Brackets, Level, joined, part
 from backsolve.solvers.domain import Domain
 from backsolve.solvers.elements import Elements, alike, each_its_own
 from backsolve.solvers.state import frozen
@@ -24,6 +24,7 @@ Bound = float | Tensor | Callable[..., Any]
 _BLOCK = 2**15  # elements for each thread: the state of the search fits into the cache
 _FEW = 0.05  # of a block: they are left for later, and joined with those of the other blocks
 _TABLE = 2**12  # entries
+_EARLIEST = 3  # before this step hardly an element is done
 _LOOK = 4  # so many steps without waiting for the device
 _OUTSIDE, _UNREACHED, _NAN, _SLOW, _BOUNDS = range(1, 6)  # why there is no solution
 
@@ -120,16 +121,19 @@ class _Search:
         """Search block by block, and then the last few elements of all blocks together."""
         n, shape = self.elements.count, self.elements.shape
         size = _BLOCK * torch.get_num_threads() if self.x.device.type == "cpu" and self.elements.divisible else n
-        table = self._table() if self.elements.alike and self.init is None and n >= 16 * _TABLE else None
-        blocks = (self._begin(slice(i, i + size)) for i in range(0, n, max(size, 1)))
-        left = [self._advance(b if table is None else self._looked_up(b, table), _FEW) for b in blocks]
+        blocks = [slice(i, min(i + size, n)) for i in range(0, n, max(size, 1))]
+        if self.elements.alike and self.init is None and n >= 16 * _TABLE:
+            table = self._table()
+            left = [self._advance(self._looked_up(block, table), NEAR[0], _FEW) for block in blocks]
+        else:
+            left = [self._advance(self._begin(block), 0, _FEW) for block in blocks]
         if left := [brackets for brackets in left if brackets is not None]:
-            self._advance(joined(left), 0.0)
+            self._advance(joined(left), NEAR[-1] + 1, 0.0)
         failed = self.why.reshape(shape) > 0
         y, steps = self.y.reshape(shape), self.steps.reshape(shape)
         return Found(y, failed, steps, self._error) if bool(failed.any()) else Found(y, None, steps)
 
-    def _begin(self, block: slice) -> Brackets:
+    def _begin(self, block: slice | Tensor) -> Brackets:
         """Evaluate f inside and at the ends, and find the elements that have no root, or have it at an end."""
         x, domain, params = part(self.x, block), part(self.domain, block), part(self.elements.own_params(), block)
         start = domain.start()
@@ -142,50 +146,63 @@ class _Search:
         if bool((ends[0].isnan() | ends[1].isnan()).any()):
             signs = self._guessed_signs(ends, signs, z, start, domain, params)
         level = Level.of(x, *_range(signs, ends))
-        levels = [torch.where(end.isnan(), sign * math.inf, level(end)) for end, sign in zip(ends, signs, strict=True)]
-        c, v = start.expand(x.shape), level(z)
-        up = v * signs[1] < 0  # the root is above the start
-        o = _finite(torch.where(up, domain.upper, domain.lower))
-        v_o = torch.where(up, levels[1], levels[0])
+        c, v = start.expand(x.shape), level(z, near=False)
+        o = _finite(torch.where(v * signs[1] < 0, domain.upper, domain.lower))  # the first: the root is above the start
+        v_o = torch.full_like(v, -math.inf).copysign(-v)
         for bound, sign in zip((domain.lower, domain.upper), signs, strict=True):
             c, v = torch.where(sign == 0, bound, c), torch.where(sign == 0, 0.0, v)
-        why = self.why[block]
-        why[v.isnan()] = _NAN
-        why[(signs[0] * signs[1] > 0) | x.isnan()] = _OUTSIDE
-        why[~(domain.lower <= domain.upper).expand(x.shape)] = _BOUNDS
+        why = torch.where(v.isnan(), _NAN, 0)
+        why = torch.where((signs[0] * signs[1] > 0) | x.isnan(), _OUTSIDE, why)
+        why = torch.where(domain.lower <= domain.upper, why, _BOUNDS)
+        self.why[block] = why.to(torch.int8)
         c = torch.where(why > 0, math.nan, c)
-        index = torch.arange(block.start, block.start + len(x), device=x.device)
-        none, one = torch.full_like(v, math.inf), torch.ones_like(index, dtype=torch.int32)
-        return Brackets(index, c, v, o, v_o, o, v_o, (v == 0) | (why > 0), one, none, none, domain, level, params)
+        return _brackets(self._index(block), (c, o, o), (v, v_o, v_o), (v == 0) | (why > 0), domain, level, params)
 
-    def _table(self) -> tuple[Tensor, Tensor]:
-        """Some y, and f(y) in rising order, for an f that is the same for all elements."""
+    def _index(self, block: slice | Tensor) -> Tensor:
+        return torch.arange(block.start, block.stop, device=self.x.device) if isinstance(block, slice) else block
+
+    def _table(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Some y, and f(y) in rising order, for an f that is the same for all elements; and the range of f."""
         chosen = self.x[:: self.elements.count // _TABLE]
         x = torch.cat([chosen, torch.stack(self.x.nan_to_num(chosen[0].item()).aminmax())])
         elements = replace(self.elements, shape=x.shape)
-        search = _Search(self.bracket, elements, x, self.domain.lower, self.domain.upper)
-        y = search.run().y
-        z = self._evaluate(y, [])
-        z, order = z[z.isfinite() & y.isfinite()].sort()
-        return y[order], z
+        y = _Search(self.bracket, elements, x, self.domain.lower, self.domain.upper).run().y
+        y = y[y.isfinite()]
+        z, order = self._evaluate(y, []).sort()
+        ends = [self._at_bound(bound, [], 1)[0] for bound in (self.domain.lower, self.domain.upper)]
+        rising = torch.ones_like(ends[0]) if len(y) < 2 else (y[order[-1]] - y[order[0]]).sign()
+        return y[order], z, *_range([-rising, rising], ends)
 
-    def _looked_up(self, brackets: Brackets, table: tuple[Tensor, Tensor]) -> Brackets:
-        """Begin between two neighbours in the table instead of the ends."""
-        ys, zs = table
-        after = torch.searchsorted(zs, brackets.level.x).clamp(1, len(zs) - 1)
-        places = after, after - 1, torch.where(after > 1, after - 2, after + 1).clamp(max=len(zs) - 1)
-        (c, v), (o, v_o), (p, v_p) = ((ys[i], brackets.level(zs[i])) for i in places)
-        found = ~brackets.done & (v * v_o < 0)
-        for name, value in {"c": c, "v": v, "o": o, "v_o": v_o, "p": p, "v_p": v_p}.items():
-            setattr(brackets, name, torch.where(found, value, getattr(brackets, name)))
-        return brackets
+    def _looked_up(self, block: slice, table: tuple[Tensor, Tensor, Tensor, Tensor]) -> Brackets:
+        """Begin between two neighbours in the table; what is in none of its gaps begins, and ends, as usual."""
+        ys, zs, low, high = table
+        x = self.x[block]
+        if len(ys) < 3:
+            return self._begin(block)
+        after = torch.searchsorted(zs, x).clamp_(1, len(zs) - 1)
+        level = Level.of(x, low, high)
+        places = after, after - 1, torch.where(after > 1, after - 2, after + 1)
+        (c, v), (o, v_o), (p, v_p) = ((ys[i], level(zs[i], near=False)) for i in places)
+        c, v = torch.where(v_o == 0, o, c), torch.where(v_o == 0, 0.0, v)
+        found = (v == 0) | ((v < 0) != (v_o < 0))
+        index = self._index(block)
+        brackets = _brackets(index, (c, o, p), (v, v_o, v_p), v == 0, self.domain, level, [])
+        if bool(found.all()):
+            return brackets
+        self._advance(self._begin(index[~found]), 0, 0.0)
+        return part(brackets, found.nonzero()[:, 0])
 
-    def _advance(self, brackets: Brackets, few: float) -> Brackets | None:
-        """Go on until all are done, or only a few; note the solutions, and return those that are left."""
+    def _advance(self, brackets: Brackets, first: int, few: float) -> Brackets | None:
+        """Go on until all are done, or only a few; note the solutions, and return those that are left.
+
+        Args:
+            brackets: where to begin.
+            first: how many steps to regard as done.
+            few: the share of the elements that is left for later.
+        """
         on_cpu, at_first = self.x.device.type == "cpu", len(brackets.c)
-        guess = 0 if brackets.p is brackets.o else 1
-        for count in range(guess, self.bracket.maxiter + guess):
-            if on_cpu or not count % _LOOK:  # elsewhere each look waits for the device
+        for count in range(first, self.bracket.maxiter + first):
+            if count >= _EARLIEST if on_cpu else count % _LOOK == 0:  # elsewhere each look waits for the device
                 left = (~brackets.done).nonzero()[:, 0]
                 if not len(left):
                     break
@@ -201,16 +218,17 @@ class _Search:
     def _note(self, brackets: Brackets) -> None:
         """Keep what has been found."""
         y, v = brackets.best()
-        index, o, limits = brackets.index, brackets.o, torch.finfo(y.dtype)
+        index = brackets.index
         self.y[index], self.steps[index] = y, brackets.steps
-        at_end = brackets.v_o.isinf() & ((y - o).abs() <= 4 * limits.eps * y.abs())
-        at_end &= (o == _finite(brackets.domain.lower)) | (o == _finite(brackets.domain.upper))
-        at_end &= v.abs() > brackets.level.resolution
-        why = self.why[index]
-        why = torch.where((why == 0) & v.isnan(), _NAN, why)
-        why = torch.where((why == 0) & at_end, _UNREACHED, why)
-        why = torch.where((why == 0) & ~brackets.done, _SLOW, why)
-        self.why[index] = why.to(torch.int8)
+        doubtful = ~(v.abs() <= brackets.level.resolution) & (brackets.v_o.isinf() | v.isnan() | ~brackets.done)
+        if not bool(doubtful.any()):
+            return
+        near_o = (y - brackets.o).abs() <= 4 * torch.finfo(y.dtype).eps * y.abs()
+        is_bound = (brackets.o == _finite(brackets.domain.lower)) | (brackets.o == _finite(brackets.domain.upper))
+        why = torch.where(brackets.v_o.isinf() & near_o & is_bound, _UNREACHED, 0)
+        why = torch.where(brackets.done, why, _SLOW)
+        why = torch.where(v.isnan(), _NAN, why)
+        self.why[index] = torch.where(doubtful & (self.why[index] == 0), why, self.why[index]).to(torch.int8)
 
     def _evaluate(self, y: Tensor, params: list[Tensor]) -> Tensor:
         return self.elements.value(y, params)
@@ -326,6 +344,21 @@ def _flat(t: Tensor, shape: torch.Size) -> Tensor:
         if t.numel() == 1 and t.dim() <= len(shape) and math.prod(shape) != 1
         else t.expand(shape).reshape(-1)
     )
+
+
+def _brackets(
+    index: Tensor,
+    points: tuple[Tensor, Tensor, Tensor],
+    levels: tuple[Tensor, Tensor, Tensor],
+    done: Tensor,
+    domain: Domain,
+    level: Level,
+    params: list[Tensor],
+) -> Brackets:
+    """Brackets before their first step; the points and levels are those of c, o and p."""
+    (c, o, p), (v, v_o, v_p) = points, levels
+    none, one = torch.full_like(v, math.inf), torch.ones_like(index, dtype=torch.int32)
+    return Brackets(index, c, v, o, v_o, p, v_p, done, one, none, none, domain, level, params)
 
 
 def _finite(bound: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ Evaluate = Callable[[Tensor, list[Tensor]], Tensor]  # f(y, params) for some of 
 
 _PERIOD = 4  # after so many steps a bracket is halved, unless the search has become fast
 _PATIENCE = 16  # after so many steps only a smaller bracket counts: at a multiple root |v| falls fast, y creeps
+NEAR = range(5, 12)  # the steps that most searches end with: then the cheaper coordinates will do
 _FARTHEST = 0.9  # coordinate of the farthest first step: to 19 times the distance from the end of a half-line
 
 
@@ -47,6 +48,7 @@ class Level:
     high: Tensor
     per_above: Tensor
     at_high: Tensor
+    slope: Tensor  # dv / dr at x
     resolution: Tensor
     """The v of an r of four units in the last place of x."""
     bounded: bool
@@ -57,24 +59,31 @@ class Level:
         largest, eps = torch.finfo(x.dtype).max, torch.finfo(x.dtype).eps
         has_low, has_high = low.isfinite(), high.isfinite()
         bounded = bool((has_low | has_high).any())
-        unit = 1 / x.abs().clamp(min=1)
-        below = torch.where(has_low, (1 / (x - low)).clamp(0, largest), torch.where(has_high, 0.0, unit))
-        above = torch.where(has_high, (1 / (high - x)).clamp(0, largest), torch.where(has_low, 0.0, unit))
-        low, high = torch.where(has_low, low, x - 1 / unit), torch.where(has_high, high, x + 1 / unit)
-        at_low, at_high = (below == 0).to(x.dtype), (above == 0).to(x.dtype)
-        resolution = (4 * eps * (x.abs() * (below + above if bounded else unit))).log1p()
-        return Level(x, low, below, at_low, high, above, at_high, resolution, bounded)
+        size = x.abs().clamp_(min=1)
+        below = torch.where(has_low, (1 / (x - low)).clamp_(0, largest), torch.where(has_high, 0.0, 1 / size))
+        above = torch.where(has_high, (1 / (high - x)).clamp_(0, largest), torch.where(has_low, 0.0, 1 / size))
+        at_low, at_high = (has_high & ~has_low).to(x.dtype), (has_low & ~has_high).to(x.dtype)
+        low = low if bool(has_low.all()) else torch.where(has_low, low, x - size)
+        high = high if bool(has_high.all()) else torch.where(has_high, high, x + size)
+        slope = below + above if bounded else below
+        resolution = (x.abs() * slope).mul_(4 * eps).log1p_()
+        return Level(x, low, below, at_low, high, above, at_high, slope, resolution, bounded)
 
-    def __call__(self, z: Tensor) -> Tensor:
-        """The v of f(y) = z: 0 exactly where z = x, and of the sign of z - x elsewhere."""
-        largest, tiny = torch.finfo(z.dtype).max, torch.finfo(z.dtype).tiny
-        z = z.clamp(-largest, largest)  # inf * 0 is NaN
-        r = (z - self.x).clamp_(-largest, largest)
+    def __call__(self, z: Tensor, near: bool) -> Tensor:
+        """The v of f(y) = z: 0 exactly where z = x, and of the sign of z - x elsewhere.
+
+        `near` saves the care for a z so close to `low` that v would be rounded to log(eps).
+        """
+        limits = torch.finfo(z.dtype)
+        z = z.clamp(-limits.max, limits.max)  # inf * 0 is NaN, as is inf / inf
+        r = z - self.x
         if not self.bounded:
-            return (r.abs() * self.per_below).log1p_().copysign_(r)
-        above = (self.high - z).mul_(self.per_above).add_(self.at_high).clamp_(min=tiny)
-        change = r.mul_(self.per_below + self.per_above).div_(above)
-        far_below = (z - self.low).mul_(self.per_below).add_(self.at_low).clamp_(min=0).div_(above).log_()
+            return (r.abs() * self.slope).log1p_().copysign_(r)
+        above = torch.addcmul(self.at_high, self.high - z, self.per_above).clamp_(limits.tiny, limits.max)
+        change = r.mul_(self.slope).div_(above)
+        if near:
+            return change.clamp_(min=-1).log1p_()
+        far_below = torch.addcmul(self.at_low, z - self.low, self.per_below).clamp_(min=0).div_(above).log_()
         return torch.where(change < -0.5, far_below, change.log1p_())
 
 
@@ -101,11 +110,15 @@ class Brackets:
 
     def step(self, f: Evaluate, count: int) -> None:
         """Evaluate f once more, for every element."""
-        y = self._interpolated(count) if count else self._guessed()
+        near = count in NEAR
+        if near:
+            y = self._interpolated_nearby()
+        else:
+            y = self._interpolated(count) if count else self._guessed()
         period = _PERIOD if count < _PATIENCE else _PERIOD // 2
         if count % period == period - 1:
             y = self._halved_if_stalled(y, count)
-        self._move(torch.where(self.done, self.c, y), f)
+        self._move(torch.where(self.done, self.c, y), f, near)
 
     def _guessed(self) -> Tensor:
         """The first step: most often `log |dv / du|` is about log 2, be f a distribution function or a power."""
@@ -126,6 +139,22 @@ class Brackets:
         size = torch.minimum(torch.where(ahead, u, u_o / 2).abs(), farthest * u_o.abs())
         return self._inside(self.domain.step(c, size.copysign(u_o)))
 
+    def _interpolated_nearby(self) -> Tensor:
+        """The same with `y - c` for the coordinate."""
+        c, v, v_o, v_p, limits = self.c, self.v, self.v_o, self.v_p, torch.finfo(self.c.dtype)
+        room, back = self.o - c, self.p - c
+        rise_o, rise_p, v_op = v_o - v, v_p - v, v_o - v_p
+        line = (v * back).div_(rise_p).neg_()
+        xi = room / (room - back)
+        trusted = ((rise_o / v_op).square_() < xi) & ((rise_p / v_op).square_() < 1 - xi)
+        parabola = torch.addcmul(line * (v_o / v_op), v / rise_o, room * (v_p / v_op))
+        step, direction = torch.where(trusted, parabola, line), room.sign()
+        ahead = (step * direction > 0) & (step.abs() < room.abs())  # NaN compares false
+        size = torch.where(ahead, step, room / 2).abs_()
+        least = c.abs().clamp_(min=limits.tiny).mul_(2 * limits.eps)
+        y = torch.addcmul(c, torch.maximum(size, least), direction)
+        return torch.where((self.o - y) * direction > 0, y, c + room / 2)
+
     def _inside(self, step: Tensor) -> Tensor:
         """c and a step towards o: not all the way, yet large enough to cross a root that is a rounding error away."""
         limits = torch.finfo(self.c.dtype)
@@ -143,8 +172,8 @@ class Brackets:
         middle = (rank_c >> 1) + (rank_o >> 1) + (rank_c & rank_o & 1)
         return torch.where(stalled, from_ordinal(middle, y.dtype), y)
 
-    def _move(self, y: Tensor, f: Evaluate) -> None:
-        v = self.level(f(y, self.params))
+    def _move(self, y: Tensor, f: Evaluate, near: bool) -> None:
+        v = self.level(f(y, self.params), near)
         ahead = (v < 0) == (self.v < 0)  # the root is still between y and o
         to_c = ahead | self.v_o.isinf()  # a line through a point at infinity says nothing
         self.p, self.v_p = torch.where(to_c, self.c, self.o), torch.where(to_c, self.v, self.v_o)
