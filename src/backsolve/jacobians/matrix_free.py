@@ -93,6 +93,9 @@ class MatrixFreeAt(Assembled):
         self.at = at
         self.unsolved: tuple[Tensor, errors.ConvergenceError] | None = None  # events of the last solve, which are NaN
 
+    def suspicious(self) -> Tensor:
+        return torch.ones((), dtype=torch.bool, device=self.at.y.device)
+
     def transposed_structure(self) -> Jacobian:
         """How to represent `J^T`, the Jacobian of `w -> J^T w`."""
         own, y = self.options.preconditioner, self.at.y.detach()
