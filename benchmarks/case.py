@@ -31,6 +31,7 @@ class Problem:
         event_dim: how many rightmost dimensions f mixes.
         dtype: the dtype to measure with.
         remembered: whether g answers from memory while it is measured, so that a long solver hides nothing.
+        bounds: of y, where only f is known.
         contracts: whether `y - (f(y) - x)` is a contraction, so that packages for fixed points can take part.
     """
 
@@ -47,6 +48,7 @@ class Problem:
     dtype: torch.dtype = torch.float64
     remembered: bool = True
     contracts: bool = False
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Case:
         """The table that the row stands in."""
         if self.task == "Hessian-vector product":
             return "Second derivatives"
+        if self.task == "inversion":
+            return "Only f is known"
         if self.task != "gradients":
             return "Calls without a backward pass"
         return "Dense" if self.problem.event_dim else "Elementwise"
@@ -93,7 +97,7 @@ class Case:
         """x and the params."""
         torch.manual_seed(0)
         given = self.problem.inputs(*self.size)
-        wanted = self.task != "no gradient"
+        wanted = self.task not in ("no gradient", "inversion")
         return tuple(t.to(self.device, self.problem.dtype).detach().requires_grad_(wanted) for t in given)
 
     @cached_property
@@ -170,4 +174,5 @@ TASKS: dict[str, Callable[..., Sequence[Tensor]]] = {
     "Hessian-vector product": _hessian_vector,
     "call only": _value,  # forward, ready for a backward pass
     "no gradient": _value,  # nothing needs one
+    "inversion": _value,  # nor has anybody a g
 }

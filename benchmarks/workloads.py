@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 
 from benchmarks.case import Case
-from benchmarks.problems import ARCSIN, DENSE, IMPLIED_VOLATILITY
+from benchmarks.problems import ARCSIN, DENSE, GAMMA, IMPLIED_VOLATILITY, MIXTURE
 
 PEERS = ("dense autograd.functional", "TorchOpt", "xitorch", "torchdeq", "zuko", "jaxopt", "optimistix")
 ARCSINS = ("hand-written", "floor", "closed form", "backsolve", "backsolve, f' given", "backsolve, f' given, no test")
 OTHERS = ("hand-written", "floor", "g alone", "backsolve")
+INVERSION = ("one evaluation of f", "Bracket", "50 bisections", "SciPy's find_root")
 SECOND = ("hand-written", "closed form", "backsolve")
 
 WORKLOADS = [
@@ -35,6 +36,8 @@ WORKLOADS = [
     Case(DENSE, (3, 1), ("hand-written", "backsolve", *PEERS), "call only"),
     Case(ARCSIN, (1,), ("hand-written", "backsolve", *PEERS), "no gradient", quick=True),
     Case(ARCSIN, (1_000_000,), ("hand-written", "backsolve", *PEERS), "no gradient"),
+    Case(GAMMA, (1_000_000,), INVERSION, "inversion"),
+    Case(MIXTURE, (1_000_000,), INVERSION, "inversion"),
 ]
 
 # How the time grows, from sizes where the calls themselves no longer count to sizes whose memory malloc still keeps.

@@ -11,9 +11,9 @@ from benchmarks import measure, sampling
 from benchmarks.case import TASKS, Case
 from benchmarks.contestants import CONTESTANTS, asked
 from benchmarks.measure import Outcome, interleave, judge
-from benchmarks.problems import ARCSIN, DENSE, IMPLIED_VOLATILITY
+from benchmarks.problems import ARCSIN, DENSE, GAMMA, IMPLIED_VOLATILITY, MIXTURE
 from benchmarks.sampling import NoAnswerError, first_call
-from benchmarks.workloads import GROWTH, PROFILED, WORKLOADS
+from benchmarks.workloads import GROWTH, INVERSION, PROFILED, WORKLOADS
 
 TINY = {"arcsin": (5,), "implied volatility": (4,), "dense": (3, 2)}
 PEERS = {"TorchOpt", "xitorch", "torchdeq", "zuko", "jaxopt", "optimistix"}
@@ -45,7 +45,7 @@ def test_contestants_are_right(name, problem, task) -> None:
     except ImportError as error:
         pytest.skip(str(error))
     if run is None:
-        assert name in {"closed form", "torchdeq", "zuko"}
+        assert name in {"closed form", "torchdeq", "zuko", *INVERSION}
         return
     outcome = judge(asked(name, case), run)
     if task == "Hessian-vector product" and name in FIRST_ORDER_ONLY:
@@ -72,6 +72,15 @@ def test_solvers_solve(problem) -> None:
     x, *params = (t.double() for t in inputs)
     y = problem.g(x, *params)
     torch.testing.assert_close(problem.f(y, *params), x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("problem", [GAMMA, MIXTURE], ids=lambda p: p.name)
+@pytest.mark.parametrize("name", INVERSION)
+def test_inversions_are_right(name, problem) -> None:
+    case = Case(problem, (500,), INVERSION, "inversion")
+    outcome = judge(asked(name, case), CONTESTANTS[name](case))
+    assert not outcome.failure
+    assert outcome.error <= 1e-11
 
 
 def test_a_wrong_answer_is_called_wrong() -> None:
