@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from backsolve.jacobians import Jacobian
 
 Function = Callable[..., Tensor]  # y = function(x, *params)
 Run = Callable[[], Sequence[Any]]  # what is timed: it computes what a case asks for, once
@@ -32,6 +34,8 @@ class Problem:
         dtype: the dtype to measure with.
         remembered: whether g answers from memory while it is measured, so that a long solver hides nothing.
         bounds: of y, where only f is known.
+        floor: an autograd.Function that sees f only through autograd, where there is a shorter one than for any f.
+        structures: what else than the default a user could declare of J, by name.
         contracts: whether `y - (f(y) - x)` is a contraction, so that packages for fixed points can take part.
     """
 
@@ -47,6 +51,8 @@ class Problem:
     event_dim: int = 0
     dtype: torch.dtype = torch.float64
     remembered: bool = True
+    floor: type[torch.autograd.Function] | None = None
+    structures: Mapping[str, Jacobian] = field(default_factory=dict)
     contracts: bool = False
     bounds: tuple[float, float] | None = None
 
@@ -90,6 +96,8 @@ class Case:
             return "Only f is known"
         if self.task != "gradients":
             return "Calls without a backward pass"
+        if (self.problem.structures and not self.problem.entries) or self.problem.dtype == torch.float32:
+            return "Structures"
         return "Dense" if self.problem.event_dim else "Elementwise"
 
     @cached_property

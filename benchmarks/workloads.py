@@ -8,12 +8,22 @@ from dataclasses import replace
 import torch
 
 from benchmarks.case import Case
-from benchmarks.problems import ARCSIN, DENSE, GAMMA, IMPLIED_VOLATILITY, MIXTURE
+from benchmarks.problems import (
+    ARCSIN,
+    CONVOLUTION,
+    DENSE,
+    DENSE_FLOAT32,
+    GAMMA,
+    IMPLIED_VOLATILITY,
+    MIXTURE,
+    REACTION_DIFFUSION,
+)
 
 PEERS = ("dense autograd.functional", "TorchOpt", "xitorch", "torchdeq", "zuko", "jaxopt", "optimistix")
 ARCSINS = ("hand-written", "floor", "closed form", "backsolve", "backsolve, f' given", "backsolve, f' given, no test")
 OTHERS = ("hand-written", "floor", "g alone", "backsolve")
 INVERSION = ("one evaluation of f", "Bracket", "50 bisections", "SciPy's find_root")
+KRYLOV = ("backsolve, GMRES", "backsolve, BiCGSTAB")
 SECOND = ("hand-written", "closed form", "backsolve")
 
 WORKLOADS = [
@@ -28,6 +38,10 @@ WORKLOADS = [
     *(Case(DENSE, (32, batch), (*OTHERS, *PEERS), quick=batch == 64) for batch in (1, 64, 256)),
     *(Case(DENSE, (128, batch), (*OTHERS, *PEERS), memory=batch == 64) for batch in (1, 64, 256)),
     *(Case(DENSE, (512, batch), (*OTHERS, *PEERS)) for batch in (1, 64)),
+    Case(REACTION_DIFFUSION, (100_000,), ("hand-written", "floor", "backsolve, Banded"), memory=True),
+    Case(CONVOLUTION, (65_536,), ("hand-written", *KRYLOV), memory=True),
+    *(Case(DENSE_FLOAT32, (128, batch), ("hand-written", "backsolve", *KRYLOV)) for batch in (64, 256)),
+    Case(DENSE, (128, 64), ("hand-written", "backsolve", *KRYLOV), "Hessian-vector product"),
     Case(ARCSIN, (1,), (*SECOND, *PEERS), "Hessian-vector product", quick=True),
     Case(ARCSIN, (1000,), (*SECOND, *PEERS), "Hessian-vector product"),
     Case(IMPLIED_VOLATILITY, (1000,), (*SECOND, *PEERS), "Hessian-vector product"),

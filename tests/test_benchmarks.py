@@ -11,11 +11,28 @@ from benchmarks import measure, sampling
 from benchmarks.case import TASKS, Case
 from benchmarks.contestants import CONTESTANTS, asked
 from benchmarks.measure import Outcome, interleave, judge
-from benchmarks.problems import ARCSIN, DENSE, GAMMA, IMPLIED_VOLATILITY, MIXTURE
+from benchmarks.problems import (
+    ARCSIN,
+    CONVOLUTION,
+    DENSE,
+    DENSE_FLOAT32,
+    GAMMA,
+    IMPLIED_VOLATILITY,
+    MIXTURE,
+    REACTION_DIFFUSION,
+)
 from benchmarks.sampling import NoAnswerError, first_call
 from benchmarks.workloads import GROWTH, INVERSION, PROFILED, WORKLOADS
 
-TINY = {"arcsin": (5,), "implied volatility": (4,), "dense": (3, 2)}
+TINY = {
+    "arcsin": (5,),
+    "implied volatility": (4,),
+    "dense": (3, 2),
+    "dense in float32": (3, 2),
+    "reaction-diffusion": (7,),
+    "convolution": (16,),
+}
+STRUCTURES = {"Banded", "GMRES", "BiCGSTAB"}
 PEERS = {"TorchOpt", "xitorch", "torchdeq", "zuko", "jaxopt", "optimistix"}
 
 # Who is wrong, or has no answer and says so.
@@ -29,7 +46,7 @@ def tiny(problem, task="gradients") -> Case:
 
 def tolerance(name: str, case: Case) -> float:
     """Iterative solvers keep their own tolerance; all others make rounding errors, some of which add up."""
-    if name in PEERS:
+    if name in PEERS | {"backsolve, GMRES", "backsolve, BiCGSTAB"}:
         return case.tolerance
     return 1000 * torch.finfo(case.problem.dtype).eps
 
@@ -45,7 +62,15 @@ def test_contestants_are_right(name, problem, task) -> None:
     except ImportError as error:
         pytest.skip(str(error))
     if run is None:
-        assert name in {"closed form", "torchdeq", "zuko", *INVERSION}
+        assert name in {
+            "closed form",
+            "torchdeq",
+            "zuko",
+            "backsolve, Banded",
+            "backsolve, GMRES",
+            "backsolve, BiCGSTAB",
+            *INVERSION,
+        }
         return
     outcome = judge(asked(name, case), run)
     if task == "Hessian-vector product" and name in FIRST_ORDER_ONLY:
@@ -81,6 +106,20 @@ def test_inversions_are_right(name, problem) -> None:
     outcome = judge(asked(name, case), CONTESTANTS[name](case))
     assert not outcome.failure
     assert outcome.error <= 1e-11
+
+
+@pytest.mark.parametrize("problem", [REACTION_DIFFUSION, CONVOLUTION, DENSE_FLOAT32], ids=lambda p: p.name)
+def test_structures_are_right(problem) -> None:
+    case = tiny(problem)
+    inputs = tuple(t.double().requires_grad_() for t in problem.inputs(*TINY[problem.name]))
+    assert torch.autograd.gradcheck(problem.exact, inputs)
+    ours = [f"backsolve, {structure}" for structure in problem.structures]
+    for name in ("hand-written", "backsolve", *(["floor"] if problem.floor else []), *ours):
+        outcome = judge(case, CONTESTANTS[name](case))
+        assert not outcome.failure
+        assert outcome.error <= torch.finfo(problem.dtype).eps ** 0.6, name
+    x, *params = inputs
+    torch.testing.assert_close(problem.f(problem.g(x, *params), *params), x, rtol=1e-12, atol=1e-12)
 
 
 def test_a_wrong_answer_is_called_wrong() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from backsolve import Dense, Diagonal, inverse
@@ -22,6 +23,16 @@ def from_entries(case: Case) -> Run | None:
 def from_entries_unchecked(case: Case) -> Run | None:
     """The derivative of f is given and nothing is tested, so that f is never evaluated."""
     return _run(case, **_entries(case), residual_tol=math.inf)
+
+
+def with_structure(name: str) -> Callable[[Case], Run | None]:
+    """With a structure of J declared, and everything on."""
+
+    def contestant(case: Case) -> Run | None:
+        structure = case.problem.structures.get(name)
+        return None if structure is None else _run(case, jacobian=structure)
+
+    return contestant
 
 
 def _run(case: Case, **options: Any) -> Run:

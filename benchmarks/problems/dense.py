@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backsolve import MatrixFree
 from benchmarks.case import Problem
 
 
@@ -30,14 +31,14 @@ def fixed_point(x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-def _slope(y: Tensor, weight: Tensor) -> Tensor:
+def slope(y: Tensor, weight: Tensor) -> Tensor:
     """The derivative of `tanh(W y) / 2` with respect to `W y`."""
     return 0.5 * (1 - torch.tanh(y @ weight.T).square())
 
 
 def jacobian(y: Tensor, weight: Tensor) -> Tensor:
     """`J = 1 + diag(slope) W`, of shape (*batch, n, n)."""
-    return torch.eye(len(weight), dtype=y.dtype, device=y.device) + _slope(y, weight)[..., None] * weight
+    return torch.eye(len(weight), dtype=y.dtype, device=y.device) + slope(y, weight)[..., None] * weight
 
 
 def _exact(x: Tensor, weight: Tensor) -> Tensor:
@@ -60,10 +61,10 @@ class _Hand(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         y, weight = ctx.saved_tensors
-        slope = _slope(y, weight)
-        j = torch.eye(len(weight), dtype=y.dtype, device=y.device) + slope[..., None] * weight
+        s = slope(y, weight)
+        j = torch.eye(len(weight), dtype=y.dtype, device=y.device) + s[..., None] * weight
         w = torch.linalg.solve(j.mT, v)
-        return None, w, -(slope * w).mT @ y
+        return None, w, -(s * w).mT @ y
 
 
 def _inputs(n: int, batch: int) -> tuple[Tensor, Tensor]:
@@ -87,5 +88,6 @@ DENSE = Problem(
     in_jax=_in_jax,
     entries=jacobian,
     event_dim=1,
+    structures={"GMRES": MatrixFree(), "BiCGSTAB": MatrixFree("bicgstab")},
     contracts=True,
 )

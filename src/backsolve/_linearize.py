@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -43,10 +42,13 @@ class Model:
     event_dim: int
     call: str
 
-    @cached_property
-    def closes_over_nothing(self) -> bool:
-        """Whether it is plain that f reads no tensors but its arguments, and the formula of J neither."""
-        return is_torch_function(self.f) and self.jacobian.entries is None
+    closes_over_nothing: bool = field(init=False)
+    """Whether it is plain that f reads no tensors but its arguments, and the formula of J neither."""
+
+    def __post_init__(self) -> None:
+        entries = self.jacobian.entries
+        plain = is_torch_function(self.f) and (entries is None or is_torch_function(entries))
+        object.__setattr__(self, "closes_over_nothing", plain)
 
 
 class Forward:
@@ -201,7 +203,7 @@ def linearize(forward: Forward, y: Tensor, *, to_y: bool | None = None) -> Linea
     y = _leaf(y, model.jacobian.entries is None if to_y is None else to_y)
     tensors = [_leaf(t, t.requires_grad) for t in forward.arguments.tensors]
     if model.closes_over_nothing:
-        return Linearization(forward, y, tensors, (forward(y, tensors),))
+        return Linearization(forward, y, tensors, forward.with_entries(y, tensors), depends_on_y=y.requires_grad)
     traced = trace(lambda: forward.with_entries(y, tensors), (y, *tensors), model.call)
     return Linearization(forward, y, (*tensors, *traced.leaves), traced.values, traced.captures, traced.depends_on_y)
 

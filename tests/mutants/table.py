@@ -358,4 +358,18 @@ MUTANTS = (
         new="            outcomes[-start - len(part) : len(outcomes) - start] = part",
         tests=("tests/test_each_sample.py::test_chunks_come_back_in_order",),
     ),
+    Mutant(
+        name="the free residual test looks at one side",
+        file="backsolve/_solution.py",
+        old="return 1 - rtol <= low and high <= 1 + rtol",
+        new="return high <= 1 + rtol",
+        tests=("tests/test_residual.py::test_one_wrong_element_among_many",),
+    ),
+    Mutant(
+        name="known entries are compared with nothing",
+        file="backsolve/_attach.py",
+        old="at = linearize(at.forward, at.y, to_y=True)",
+        new="at = linearize(at.forward, at.y, to_y=False)",
+        tests=("tests/test_structure.py::test_wrong_entries_are_found",),
+    ),
 )

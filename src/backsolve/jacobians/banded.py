@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from backsolve import errors
 from backsolve.jacobians.base import Assembled, Entries, Jacobian, Linearized
 from backsolve.jacobians.factored import FactoredAt, split
 from backsolve.jacobians.probe import find_outside
 from backsolve.linalg import BandLU
+
+_LARGE = 10_000  # elements: from here on a copy of the results costs more than calls of the engine
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,19 @@ class Banded(Jacobian):
             return at.known
         batch, event = split(at.y, at.event_dim)
         n, m = math.prod(event), self.lower + self.upper + 1
-        colour = torch.arange(n, device=at.y.device) % m  # of each row
-        each = torch.arange(m, device=at.y.device)
-        cotangents = (colour == each[:, None]).to(at.y.dtype).reshape(m, *(1,) * len(batch), *event)
-        rows = at.pull_many(cotangents.expand(m, *batch, *event)).reshape(m, *batch, n).movedim(0, -2).conj()
-        row = (colour + (each[:, None] - self.upper)) % m  # the colour of row j - upper + d, at [d, j]
-        return rows.gather(-2, row.expand(*batch, m, n))
+        colours = at.y.new_zeros(m, n)
+        for colour in range(m):
+            colours[colour, colour::m] = 1
+        cotangents = colours.reshape(m, *(1,) * len(batch), *event).expand(m, *batch, *event)
+        large = at.y.numel() > _LARGE
+        pulled = [at.pull(v) for v in cotangents] if large else at.pull_many(cotangents).unbind()
+        # Row j - upper + d has the colour (j - upper + d) mod m, and so what it pulled back has the entry [d, j].
+        padded = [pad(p.reshape(*batch, n).conj(), (0, -n % m)).unflatten(-1, (-1, m)) for p in pulled]
+        bands = [
+            torch.stack([padded[(j - self.upper + d) % m][..., j] for j in range(m)], -1).flatten(-2)[..., :n]
+            for d in range(m)
+        ]
+        return torch.stack(bands, -2)
 
     def contradiction(self, at: Linearized, assembled: Assembled) -> str | None:
         """Look for an entry outside of the bands."""

@@ -30,16 +30,22 @@ class BandLU(Structure):
         The events stand side by side in one large band matrix. It keeps them apart by zeros, and zero times NaN or
         infinity would spread from one event to the next.
         """
-        entries = self._without_corners(entries)
-        usable = entries.isfinite().all(-2).all(-1)
         kind = self._backend(entries, entries.shape[-1])
-        factors = kind.factor(self._or_identity(entries, usable))
-        pivots = kind.pivots(factors)
-        regular = ((pivots != 0) & pivots.isfinite()).all(-1)
-        if not regular.all():
-            usable &= regular
+        entries = self._without_corners(entries)
+        factors = kind.factor(entries)
+        usable = self._regular(kind.pivots(factors))
+        if not usable.all():  # whose fault is it?
+            usable = entries.isfinite().all(-2).all(-1)
             factors = kind.factor(self._or_identity(entries, usable))
+            regular = self._regular(kind.pivots(factors))
+            if not regular.all():
+                usable &= regular
+                factors = kind.factor(self._or_identity(entries, usable))
         return usable, *factors
+
+    @staticmethod
+    def _regular(pivots: Tensor) -> Tensor:
+        return (pivots.isfinite() & (pivots != 0)).all(-1)
 
     def solve(self, factors: Factors, b: Tensor, adjoint: bool) -> Tensor:
         usable, *rest = factors
@@ -62,7 +68,7 @@ class BandLU(Structure):
         `rho(|A^-1| |A|)` takes an inverse. Here |A^-1| is estimated from below by random vectors, after the unknowns
         were given units in which the columns of A have equal size.
         """
-        size = self._without_corners(entries).abs().sum(-2)
+        size = entries.abs().sum(-2)
         suspects = ~(self._pivots(factors).abs() > 1e-3 * size).all(-1) | ~factors[0]  # NaN compares false
         if not suspects.any():
             return None
@@ -79,9 +85,9 @@ class BandLU(Structure):
         if adjoint:  # (A^H u)_j = sum_d conj(ab[d, j]) u[j - upper + d]
             return _sum([bands[..., d, :, :].conj() * shifted for d, shifted in enumerate(self._shifted(u))])
         n = u.shape[-2]
-        padded = pad(bands * u[..., None, :, :], (0, 0, self.lower, self.upper))
-        starts = range(self.lower + self.upper, -1, -1)  # column j adds to row j - upper + d
-        return _sum([padded[..., d, s : s + n, :] for d, s in enumerate(starts)])
+        shifts = enumerate(range(-self.upper, self.lower + 1))  # column j adds to row j - upper + d
+        inside = [(bands[..., d, :, :] * u, shift) for d, shift in shifts if abs(shift) < n]
+        return _sum([pad(term, (0, 0, shift, -shift)) if shift else term for term, shift in inside])
 
     def outer(self, h: Tensor, u: Tensor) -> Tensor:
         return torch.stack([(shifted * u.conj()).sum(-1) for shifted in self._shifted(h)], -2)
