@@ -56,6 +56,16 @@ def test_log_determinant_and_inverse(problem: Problem, structure: Jacobian) -> N
     torch.testing.assert_close(found, jacobian, rtol=1e-12, atol=1e-13)
 
 
+@each_claim
+def test_batched_cotangents(problem: Problem, structure: Jacobian) -> None:
+    inputs = problem.inputs()
+    y, exact = problem.explicit(jacobian=structure)(*inputs), problem.exact(*inputs)
+    vs = torch.randn(3, *y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0))
+    found, expected = (torch.autograd.grad(t, inputs, vs, is_grads_batched=True) for t in (y, exact))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
 ENTRIES = [
     ("elementwise vector", Diagonal(entries=lambda y, a: a * y.cosh())),
     ("elementwise vector", Triangular(entries=lambda y, a: torch.diag_embed(a * y.cosh()))),
