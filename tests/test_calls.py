@@ -390,28 +390,6 @@ def test_f_and_g_must_be_callable() -> None:
         inverse(None, torch.sin)
 
 
-def test_transforms_are_refused_for_now() -> None:
-    x = double(0.5)
-    for call in (
-        lambda: torch.func.grad(lambda x: arcsin(x).sum())(x),
-        lambda: torch.func.vmap(arcsin)(x),
-        lambda: torch.func.jvp(arcsin, (x,), (x,)),
-    ):
-        with pytest.raises(errors.TransformError, match=r"torch\.func"):
-            call()
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(errors.TransformError, match="dual level"):
-        arcsin(torch.autograd.forward_ad.make_dual(x, x))
-
-
-def test_torch_compile_breaks_its_graph_around_us() -> None:
-    w = double(2.0).requires_grad_()
-    cube_root = inverse(lambda y: w * y**3, lambda x: (x / w.detach()) ** (1 / 3))
-    x = double(0.3, 0.6).requires_grad_()
-    compiled = torch.compile(lambda x: (cube_root(x) ** 2).sum(), backend="eager")
-    for actual, right in zip(grads(compiled(x), x, w), grads((x / w) ** (2 / 3), x, w), strict=True):
-        torch.testing.assert_close(actual, right, rtol=32 * EPS, atol=0)
-
-
 # ------------------------------------------------------------------------------------------------ objects
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,28 +53,34 @@ class Rule:
     verify: bool
     call: str
     verified: dict[Any, int] = field(default_factory=dict, compare=False)
+    unit_dims: int = field(init=False)
+    """How many rightmost dimensions form a unit that no other unit may influence."""
+
+    def __post_init__(self) -> None:
+        dims = self.event_dim if self.jacobian.unit_dims is None else self.jacobian.unit_dims
+        object.__setattr__(self, "unit_dims", dims)
 
     def assemble(self, at: Linearization) -> Assembled:
         """Assemble J, and verify its structure where that is due."""
         assembled = self.jacobian.assemble(at)
-        if self.verify and self._is_due(at):
+        if self.verify and self._is_due(at.y, at.forward):
             self._verify(at, assembled)
         return assembled
 
-    @cached_property
-    def unit_dims(self) -> int:
-        """How many rightmost dimensions form a unit that no other unit may influence."""
-        return self.event_dim if self.jacobian.unit_dims is None else self.jacobian.unit_dims
+    def verify_if_due(self, y: Tensor, forward: Forward) -> None:
+        """Verify the structure of J, where nothing else needs J to be assembled."""
+        if self.verify and self._is_due(y, forward):
+            at = linearize(forward, y)
+            self._verify(at, self.jacobian.assemble(at))
 
-    def _is_due(self, at: Linearization) -> bool:
+    def _is_due(self, y: Tensor, forward: Forward) -> bool:
         """Whether to probe: the first time for an event shape, dtype, device and pattern of batch dimensions of size 1.
 
         Then at the 2nd, 4th, 8th, ... and each 64th time: a coupling may be invisible at first, with weights that start
         at zero, or appear in training. One element alone has nothing to be coupled with, and torch's own functions
         hide nothing from autograd.
         """
-        y = at.y
-        if y.numel() == 1 and at.forward.model.closes_over_nothing:
+        if y.numel() == 1 and forward.model.closes_over_nothing:
             return False
         shape = tuple(y.shape)
         units = len(shape) - self.unit_dims

@@ -18,7 +18,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode, has_torch_function_unary
 
 from backsolve import errors
-from backsolve._torch import LEAF_NODE, is_functorch_wrapped, sequence_number
+from backsolve._torch import LEAF_NODE, is_differentiated, is_functorch_wrapped, sequence_number
 
 Edge = tuple[Node, int]
 
@@ -154,11 +154,36 @@ class Replacing(TorchFunctionMode):
         return value
 
 
+class Reading(TorchFunctionMode):
+    """While active, keeps the tensors that f reads and has not made, of those that a derivative could flow to.
+
+    Under torch.func the graph of f(y) does not tell: each level has its own.
+    """
+
+    def __init__(self, given: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.own = {id(t): t for t in given}  # alive, so that no id is used twice
+        self.read: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in _tensors((args, kwargs)):
+            if id(tensor) not in self.own:
+                self.read.setdefault(id(tensor), tensor)
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            self.own[id(tensor)] = tensor
+        return result
+
+    def captures(self) -> list[Capture]:
+        """What f closes over; as in `Recording`, the modes outside of this one may replace it."""
+        return [Capture(t.view_as(t), t) for t in self.read.values() if is_differentiated(t)]
+
+
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in arbitrarily nested tuples, lists and dicts."""
+    """The tensors in arbitrarily nested tuples (named ones too), lists and dicts."""
     if isinstance(value, Tensor):
         yield value
-    elif type(value) in (tuple, list):
+    elif isinstance(value, tuple | list):
         for v in value:
             yield from _tensors(v)
     elif type(value) is dict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass, replace
 from typing import Any, get_args
 
@@ -14,17 +14,14 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.overrides import has_torch_function, has_torch_function_unary
 
-from backsolve import errors
+from backsolve import _compiled, _functional, _solve, errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule
-from backsolve._linearize import check_value, linearize_connected
-from backsolve._solution import FLOATS, OnFailure, Solution, Tolerance, spoil
-from backsolve._solve import Problem, Solved, solve
-from backsolve._torch import active_transform, without_autocast
-from backsolve.jacobians import Assembled, Dense, Diagonal, Jacobian
+from backsolve._solution import FLOATS, OnFailure, Solution, Tolerance
+from backsolve._solve import ParamEventDims, Problem
+from backsolve._torch import active_transform, never_compiled
+from backsolve.jacobians import Dense, Diagonal, Jacobian
 from backsolve.solvers.foreign import Solver, as_solver, name_of
-
-ParamEventDims = Sequence[int] | Mapping[str, int] | None
 
 
 class Inverse:
@@ -43,6 +40,7 @@ class Inverse:
     def __init__(self, f: Callable[..., Tensor], solver: Solver, options: dict[str, Any]) -> None:
         self._f, self._solver, self._options = f, solver, options
         self._problem = _problem("inverse", f, solver, **options)
+        self._text = _representation("inverse", f, solver, options)
 
     def __call__(self, x: Tensor, /, *params: Any, **kwargs: Any) -> Tensor:
         """Return y with `f(y, *params, **kwargs) = x`.
@@ -81,7 +79,7 @@ class Inverse:
         """
         if self._problem.rule.jacobian.equations is not None:
             raise errors.no_square_map(self._problem.call, self._problem.rule.jacobian)
-        return _eagerly(_made_of_jacobian)(self._problem.rule, self._run(x, params, kwargs), lambda j: j.inverse(), 2)
+        return self._run(x, params, kwargs).made_of_jacobian(lambda j: j.inverse(), 2)
 
     def starting_at(self, previous: Solution | Tensor) -> Inverse:
         """The same inverse, whose numerical solver starts at a previous solution, for an x or params that moved little.
@@ -92,7 +90,7 @@ class Inverse:
         return _starting_at(self, previous)
 
     def __repr__(self) -> str:
-        return _representation("inverse", self)
+        return self._text  # vmap asks for it, and torch.compile would trace how it is made
 
     def __reduce__(self) -> Any:
         """Pickle by qualified name if this is what stands there (a decorated solver), else by f, g and options."""
@@ -115,18 +113,22 @@ class Inverse:
         ):
             raise _bad_x(problem, x)
         if problem.rule.jacobian.equations is not None:  # c(y, x, *params) = 0: x is one of the params
+            if is_compiling():
+                return _compiled_call(problem, None, Arguments((x, *params), kwargs), report)
             return _run_implicit(problem, Arguments((x, *params), kwargs), report)
         _check_call(problem, x, arguments)
+        if is_compiling():
+            return _compiled_call(problem, x, arguments, report)
         if has_torch_function_unary(x):
             x = x.view_as(x)
             arguments.through_modes()
-        return _eagerly(solve)(problem, x, arguments, report=report)
+        return _call(problem, x, arguments, report=report)
 
     def _log_det(self, solved: Solved) -> Tensor:
         equations = self._problem.rule.jacobian.equations
         if equations is not None and not equations.has_log_det:
             raise errors.no_square_map(self._problem.call, self._problem.rule.jacobian)
-        return _eagerly(_made_of_jacobian)(self._problem.rule, solved, lambda j: -j.log_abs_det(), 0)
+        return solved.made_of_jacobian(lambda j: -j.log_abs_det(), 0)
 
 
 class ImplicitFunction:
@@ -135,6 +137,7 @@ class ImplicitFunction:
     def __init__(self, c: Callable[..., Tensor], solver: Solver, options: dict[str, Any]) -> None:
         self._f, self._solver, self._options = c, solver, options
         self._problem = _problem("implicit_function", c, solver, **options)
+        self._text = _representation("implicit_function", c, solver, options)
 
     def __call__(self, *params: Any, **kwargs: Any) -> Tensor:
         """Return y with `c(y, *params, **kwargs) = 0`."""
@@ -149,7 +152,7 @@ class ImplicitFunction:
         return _starting_at(self, previous)
 
     def __repr__(self) -> str:
-        return _representation("implicit_function", self)
+        return self._text
 
     def __reduce__(self) -> Any:
         return _rebuild, (type(self), self._f, self._solver, self._options)
@@ -158,6 +161,8 @@ class ImplicitFunction:
         return _deepcopy(self, memo)
 
     def _run(self, params: tuple[Any, ...], kwargs: dict[str, Any], report: bool = False) -> Solved:
+        if is_compiling():
+            return _compiled_call(self._problem, None, Arguments(params, kwargs), report)
         return _run_implicit(self._problem, Arguments(params, kwargs), report)
 
 
@@ -165,7 +170,7 @@ def _run_implicit(problem: Problem, arguments: Arguments, report: bool) -> Solve
     _check_call(problem, None, arguments)
     if has_torch_function(arguments.tensors):
         arguments.through_modes()
-    return _eagerly(solve)(problem, None, arguments, report=report)
+    return _call(problem, None, arguments, report=report)
 
 
 def inverse(
@@ -331,7 +336,7 @@ def _problem(
             raise errors.bad_option("jacobian", expected, f"{structure!r} in {kind}(..., event_dim={event_dim})")
         f = structure.equations.conditions(f)
     rule = Rule(structure, event_dim, on_failure, verify, call)
-    return Problem(f, as_solver(solver), rule, refine, Tolerance.of(residual_tol))
+    return Problem(f, as_solver(solver), rule, refine, Tolerance.of(residual_tol), param_event_dims)
 
 
 def _check_event_dims(dims: ParamEventDims) -> None:
@@ -350,8 +355,6 @@ def _bad_x(problem: Problem, x: Any) -> errors.ArgumentError:
 
 def _check_call(problem: Problem, x: Tensor | None, arguments: Arguments) -> None:
     """Refuse what cannot be solved before any work is done."""
-    if transform := active_transform():
-        raise errors.unsupported_transform(problem.call, transform)
     if not arguments.tensors:
         return
     like = x if x is not None else next((t for t in arguments.tensors if t.dim()), None)
@@ -360,26 +363,26 @@ def _check_call(problem: Problem, x: Tensor | None, arguments: Arguments) -> Non
             raise errors.mixed_devices(problem.call, like, t)
 
 
-def _made_of_jacobian(rule: Rule, solved: Solved, make: Callable[[Assembled], Tensor], event_groups: int) -> Tensor:
-    """A function of J at y, differentiable in everything that y depends on; NaN where y is."""
-    if torch.is_inference_mode_enabled():
-        with torch.inference_mode(False), torch.no_grad():
-            return _made_of_jacobian(rule, solved, make, event_groups)
-    with without_autocast(solved.y.device):
-        at = linearize_connected(solved.forward, solved.y)
-        if solved.value is not None:  # f is evaluated later than in the call, which may be much later
-            check_value(at, torch.where(solved.y.isnan(), at.value, solved.value))
-        assembled = rule.assemble(at)
-        trailing_dims = rule.event_dim * event_groups
-        result = rule.spoil_singular(assembled, make(assembled), trailing_dims)
-    if solved.check is not None and rule.on_failure == "nan":
-        result = spoil(solved.check.failed, trailing_dims, result)
-    return result if solved.y.requires_grad else result.detach()
+Solved = _solve.Solved | _functional.Solved | _compiled.Solved
 
 
-def _eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Under torch.compile, a graph break around the function: what walks autograd graphs must not be traced."""
-    return torch.compiler.disable(function) if is_compiling() else function
+def _call(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: bool) -> Solved:
+    """By the lean path, or by the one that composes with the transforms."""
+    solve = _functional.solve if active_transform() else _solve.solve
+    return solve(problem, x, arguments, report=report)
+
+
+_uncompiled_call = never_compiled(_call)  # what walks autograd graphs must not be traced
+
+
+def _compiled_call(problem: Problem, x: Tensor | None, arguments: Arguments, report: bool) -> Solved:
+    """In the graph; around it where the verdict is asked for, or the shape of y does not follow from the arguments.
+
+    To be called by a frame that holds tensors itself: others are not traced after a graph break, and what they call is.
+    """
+    if report or (x is None and problem.rule.event_dim):
+        return _uncompiled_call(problem, x, arguments, report=report)
+    return _compiled.solve(problem, x, arguments)
 
 
 def _solution(solved: Solved, log_abs_det: Callable[[], Tensor] | None) -> Solution:
@@ -387,9 +390,9 @@ def _solution(solved: Solved, log_abs_det: Callable[[], Tensor] | None) -> Solut
     return Solution(solved.y, solved.check.residual, ~solved.check.failed, solved.iterations, log_abs_det)
 
 
-def _representation(kind: str, made: Inverse | ImplicitFunction) -> str:
-    options = "".join(f", {name}={value!r}" for name, value in made._options.items() if value != _DEFAULTS[name])
-    return f"{kind}({name_of(made._f)}, {name_of(made._solver)}{options})"
+def _representation(kind: str, f: Any, solver: Any, options: dict[str, Any]) -> str:
+    given = "".join(f", {name}={value!r}" for name, value in options.items() if value != _DEFAULTS[name])
+    return f"{kind}({name_of(f)}, {name_of(solver)}{given})"
 
 
 def _rebuild(kind: type, f: Any, solver: Any, options: dict[str, Any]) -> Any:

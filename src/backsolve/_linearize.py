@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -43,11 +42,13 @@ class Model:
     event_dim: int
     call: str
 
-    @cached_property
-    def closes_over_nothing(self) -> bool:
-        """Whether it is plain that f reads no tensors but its arguments, and the formula of J neither."""
+    closes_over_nothing: bool = field(init=False)
+    """Whether it is plain that f reads no tensors but its arguments, and the formula of J neither."""
+
+    def __post_init__(self) -> None:
         entries = self.jacobian.entries
-        return is_torch_function(self.f) and (entries is None or is_torch_function(entries))
+        plain = is_torch_function(self.f) and (entries is None or is_torch_function(entries))
+        object.__setattr__(self, "closes_over_nothing", plain)
 
 
 class Forward:

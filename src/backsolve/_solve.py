@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from sys import getrefcount
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -13,7 +16,7 @@ from torch import Tensor
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule, attach
-from backsolve._linearize import Forward, Linearization, Model, linearize
+from backsolve._linearize import Forward, Linearization, Model, check_value, linearize, linearize_connected
 from backsolve._solution import (
     Check,
     Tolerance,
@@ -22,6 +25,7 @@ from backsolve._solution import (
     handle_failure,
     obviously_solved,
     residual_error,
+    spoil,
 )
 from backsolve._torch import (
     GradMode,
@@ -36,6 +40,10 @@ from backsolve.jacobians import Assembled
 from backsolve.solvers.base import Found, NumericalSolver
 from backsolve.solvers.foreign import NumpySolver, Solver, to_tensor
 
+_numbers = itertools.count()
+_problems: WeakValueDictionary[str, Problem] = WeakValueDictionary()
+ParamEventDims = Sequence[int] | Mapping[str, int] | None
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -46,26 +54,35 @@ class Problem:
     rule: Rule
     refine: int
     tolerance: Tolerance
+    param_event_dims: ParamEventDims = None
+    name: str = field(default_factory=lambda: str(next(_numbers)), compare=False)
+    """Under which compiled graphs know it, as they can hold constants and tensors only."""
+    model: Model = field(init=False, repr=False, compare=False)
+    """f and what is claimed of it."""
+    numerical: NumericalSolver | None = field(init=False, repr=False, compare=False)
+    """The solver, if it works with f alone."""
+    is_tested: bool = field(init=False)
+    """Whether somebody wants to know if `f(y) = x`."""
+
+    def __post_init__(self) -> None:
+        # Fields, no cached properties: before Python 3.12 these have a lock, which torch.compile cannot trace.
+        model = Model(self.f, self.rule.jacobian, self.rule.event_dim, self.rule.call)
+        object.__setattr__(self, "model", model)
+        object.__setattr__(self, "numerical", self.solver if isinstance(self.solver, NumericalSolver) else None)
+        object.__setattr__(self, "is_tested", not (self.tolerance.off or self.rule.on_failure == "ignore"))
+        _problems[self.name] = self
+
+    @staticmethod
+    def named(name: str) -> Problem:
+        """The problem of this name, if it still lives."""
+        if (problem := _problems.get(name)) is None:
+            raise errors.forgotten_problem()
+        return problem
 
     @property
     def call(self) -> str:
         """How messages name this problem."""
         return self.rule.call
-
-    @functools.cached_property
-    def model(self) -> Model:
-        """f and what is claimed of it."""
-        return Model(self.f, self.rule.jacobian, self.rule.event_dim, self.rule.call)
-
-    @functools.cached_property
-    def numerical(self) -> NumericalSolver | None:
-        """The solver, if it works with f alone."""
-        return self.solver if isinstance(self.solver, NumericalSolver) else None
-
-    @functools.cached_property
-    def is_tested(self) -> bool:
-        """Whether somebody wants to know if `f(y) = x`."""
-        return not (self.tolerance.off or self.rule.on_failure == "ignore")
 
     def bind(self, arguments: Arguments, *, implicit: bool) -> Forward:
         """f with the params of one call."""
@@ -80,7 +97,29 @@ class Solved:
     forward: Forward
     check: Check | None
     value: Tensor | None  # f(y), if it was worked out for the verdict
+    rule: Rule
     iterations: Tensor | None = None
+
+    def made_of_jacobian(self, make: Callable[[Assembled], Tensor], event_groups: int) -> Tensor:
+        """A function of J at y, differentiable in everything that y depends on; NaN where y is.
+
+        Args:
+            make: the function, of shape `(*batch, *trailing)`.
+            event_groups: how many times `trailing` holds the event dimensions.
+        """
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return self.made_of_jacobian(make, event_groups)
+        rule, trailing_dims = self.rule, self.rule.event_dim * event_groups
+        with without_autocast(self.y.device):
+            at = linearize_connected(self.forward, self.y)
+            if self.value is not None:  # f is evaluated later than in the call, which may be much later
+                check_value(at, torch.where(self.y.isnan(), at.value, self.value))
+            assembled = rule.assemble(at)
+            result = rule.spoil_singular(assembled, make(assembled), trailing_dims)
+        if self.check is not None and rule.on_failure == "nan":
+            result = spoil(self.check.failed, trailing_dims, result)
+        return result if self.y.requires_grad else result.detach()
 
 
 def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: bool = False) -> Solved:
@@ -103,7 +142,7 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
     check = _check(problem, forward, y, x, z, at, report) if tested and z is not None else None
     result = y if at is None else attach(problem.rule, at, y, x)
     if check is None:
-        return Solved(result, forward, None, None)
+        return Solved(result, forward, None, None, problem.rule)
     verdict, value = check
     if solution.failed is not None:
         verdict = replace(verdict, failed=verdict.failed | solution.failed)
@@ -114,7 +153,7 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
         result,
         solution.error or (lambda: _residual_error(problem, forward, verdict, found, y, x, value)),
     )
-    return Solved(result, forward, verdict, value, solution.iterations)
+    return Solved(result, forward, verdict, value, problem.rule, solution.iterations)
 
 
 def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward: Forward) -> Found:
@@ -243,6 +282,32 @@ def _check(
 
     with GradMode(False), without_autocast(y.device):
         return check_residual(y, x, z, problem.rule.event_dim, problem.tolerance, forward.value, newton), z
+
+
+def judge(
+    problem: Problem,
+    forward: Forward,
+    solution: Found,
+    x: Tensor | None,
+    *,
+    report: bool = False,
+    refining: bool = True,
+) -> tuple[Tensor, Check | None]:
+    """y, refined, and the verdict on it where one is asked for; raise or warn as the policy says."""
+    found = solution.y
+    y = refine(problem, forward, found, x) if problem.refine and refining else found
+    if not (report or problem.is_tested or solution.failed is not None):
+        return y, None
+    check = _check(problem, forward, y, x, forward.value(y), None, report or solution.failed is not None)
+    if check is None:
+        return y, None
+    verdict, value = check
+    if solution.failed is not None:
+        verdict = replace(verdict, failed=verdict.failed | solution.failed)
+    if problem.rule.on_failure != "nan":
+        error = solution.error or (lambda: _residual_error(problem, forward, verdict, found, y, x, value))
+        handle_failure(problem.rule.on_failure, verdict.failed, problem.rule.event_dim, y, error)
+    return y, verdict
 
 
 def _residual_error(

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._compile import _disable_dynamo
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters, temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.autograd.variable import Variable
@@ -118,6 +121,8 @@ def outside_autocast(function: Callable[..., Any], y: Tensor, *args: Any, **kwar
 
 def versions(tensors: Sequence[Tensor]) -> list[int]:
     """The counters of changes in place, which a tensor shares with its views and detached aliases."""
+    if torch.compiler.is_compiling():  # not traceable; f is also run outside of the graph, where this is seen
+        return []
     try:
         return list(map(_VERSION, tensors))
     except RuntimeError:  # what inference mode made does not count
@@ -163,6 +168,57 @@ def owns_its_memory(tensor: Tensor) -> bool:
     """Whether no other tensor, and no foreign library, knows the storage of this one."""
     storage = tensor.untyped_storage()
     return storage.resizable() and _C._storage_Use_Count(storage._cdata) <= 2  # the tensor's, and `storage` itself
+
+
+def depth_of_transforms() -> int:
+    """How many levels of grad and jvp are active; while compiling, those at the time of tracing."""
+    return sum(i.key() in (TransformType.Grad, TransformType.Jvp) for i in retrieve_all_functorch_interpreters())
+
+
+depth_of_transforms.__dict__["_dynamo_marked_constant"] = True  # torch.compiler.assume_constant_result imports dynamo
+
+
+def never_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that breaks a graph; `torch.compiler.disable` would import the compiler at once."""
+    return _disable_dynamo(function)
+
+
+def outside_of_transforms() -> AbstractContextManager[Any]:
+    """A context in which no level of torch.func is active."""
+    return temporarily_clear_interpreter_stack()
+
+
+def unwrap(tensor: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+    """The tensor inside all wrappers of torch.func, and (level, dimension) for each that maps, outermost level first.
+
+    The dimension is counted in a tensor from which the dimensions of outer levels are gone.
+    """
+    mapped: list[tuple[int, int]] = []
+    while is_functorch_wrapped(tensor):
+        if _C._functorch.is_batchedtensor(tensor):
+            mapped.append((_C._functorch.maybe_get_level(tensor), _C._functorch.maybe_get_bdim(tensor)))
+        tensor = _C._functorch.get_unwrapped(tensor)
+    return tensor, mapped[::-1]
+
+
+def add_mapped_dim(tensor: Tensor, level: int) -> Tensor:
+    """Let a level of vmap map the first dimension of a tensor."""
+    return _C._functorch._add_batch_dim(tensor, 0, level)
+
+
+_DISPATCH = (_C._dispatch_tls_local_include_set(), _C._dispatch_tls_local_exclude_set())
+
+
+def eagerly() -> AbstractContextManager[Any]:
+    """A context in which torch dispatches as in eager code; inside of a custom operation autograd is out of reach."""
+    return _C._ForceDispatchKeyGuard(*_DISPATCH)
+
+
+def is_differentiated(tensor: Tensor) -> bool:
+    """Whether a derivative of any kind could flow to a tensor, or a level of torch.func maps it."""
+    if tensor.requires_grad or is_functorch_wrapped(tensor):
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def tangents_of_tangents() -> AbstractContextManager[Any]:

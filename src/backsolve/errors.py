@@ -166,15 +166,67 @@ def mixed_devices(call: str, x: Any, other: Any) -> ArgumentError:
     )
 
 
-def unsupported_transform(call: str, name: str) -> TransformError:
-    """The call is under a torch transform that is not supported."""
+def uncompiled_argument(call: str, value: Any) -> TransformError:
+    """A param that cannot go through a compiled call."""
     return TransformError(
         document(
             call,
-            f"it was called under {name}.",
-            expected="a plain eager call, differentiated with torch.autograd (backward or autograd.grad, any order)",
-            got=f"an active {name}",
-            remedy="use torch.autograd.grad(..., create_graph=True) for now",
+            "under torch.compile a param has a type that cannot be passed to g.",
+            expected="tensors, numbers, strings, None, and tuples, lists and dicts of them",
+            got=describe(value),
+            remedy="pass its tensors one by one, or let f and g close over the object",
+        )
+    )
+
+
+def forgotten_problem() -> TransformError:
+    """A compiled function outlived the Inverse that it calls."""
+    return TransformError(
+        document(
+            "a compiled call",
+            "the Inverse that it was traced with does not exist any more.",
+            expected="an Inverse that lives as long as the compiled function",
+            got="one that was garbage-collected",
+            remedy="make the Inverse outside of the compiled function, and keep it",
+        )
+    )
+
+
+def unforeseen_shape(call: str, expected: Any, got: Any) -> TransformError:
+    """g returned another shape than the one that the compiler was told."""
+    return TransformError(
+        document(
+            call,
+            "under torch.compile the shape of y must follow from those of x and of the params.",
+            expected=f"{tuple(expected)}, x broadcast with the params whose event dimensions are known",
+            got=f"{tuple(got)}",
+            remedy="name the event dimensions, param_event_dims=(2, 1), or expand x to the shape of y before the call",
+        )
+    )
+
+
+def other_closure(call: str) -> TransformError:
+    """f reads other numbers in the compiled graph than when it is called by itself."""
+    return TransformError(
+        document(
+            call,
+            "f(y) is not what it is in the compiled graph, so the residual test cannot tell whether g has solved it.",
+            expected="an f that reads the same tensors inside and outside of the compiled function",
+            got="two values of f(y); were parameters swapped, as by torch.func.functional_call?",
+            remedy="pass the tensors explicitly: f(y, tensor) and the call inverse(...)(x, tensor)",
+        )
+    )
+
+
+def empty_map(call: str) -> TransformError:
+    """vmap maps no sample at all, and g cannot be asked what it returns."""
+    return TransformError(
+        document(
+            call,
+            "vmap maps a dimension of size 0, and g takes one sample at a time.",
+            expected="at least one sample, or event dimensions that let g take all samples at once",
+            got="a mapped dimension of size 0",
+            remedy="say which dimensions of the params form one event: inverse(..., param_event_dims=(2, 1))",
         )
     )
 

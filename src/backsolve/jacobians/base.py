@@ -22,10 +22,14 @@ class Linearized(Protocol):
     """What a structure may ask of f at one y. With grad mode on, everything here is differentiable."""
 
     y: Tensor  # (*batch, *event)
-    value: Tensor  # f(y), (*batch, *event), detached
     event_dim: int
     implicit: bool  # whether f(y) is 0 by definition, so that its size says nothing
     known: Tensor | None  # the entries of J by the user's formula, if there is one
+
+    @property
+    def value(self) -> Tensor:
+        """f(y), shape `(*batch, *event)`, detached; for plain tensors only."""
+        ...
 
     def pull(self, v: Tensor) -> Tensor:
         """`J^T v` for one cotangent of the shape of y: one vector-Jacobian product."""
@@ -68,8 +72,11 @@ class Assembled(ABC):
         """
 
     @abstractmethod
-    def singular_mask(self) -> Tensor:
-        """The same, always a tensor, without a branch on values, for compiled code: every event is looked at twice."""
+    def suspicious(self) -> Tensor:
+        """Whether some event may be singular, as a 0-d tensor, for a compiled graph, which cannot branch.
+
+        Cheap, and True too often rather than too rarely: then `singular` is asked outside of the graph.
+        """
 
     @abstractmethod
     def transposed_times(self, u: Tensor) -> Tensor:

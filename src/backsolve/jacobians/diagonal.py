@@ -88,18 +88,23 @@ class _DiagonalAt(Assembled):
         """
         if not (self.at.implicit or self._is_suspect()):
             return None
-        return self.singular_mask()
-
-    def singular_mask(self) -> Tensor:
         d, y, z = self.diagonal.detach(), self.at.y.detach(), self.at.value
         eps = torch.finfo(y.dtype).eps
-        ratio = (d * y / z).abs()
-        suspects = ~((ratio > 4 * eps) & (ratio < 1 / eps)) | self.at.implicit
+        suspects = self._suspects()
         hopeless = ~d.isfinite() | (d == 0)
         away = torch.maximum(y.abs(), torch.where(hopeless, 0.0, z / d).abs())
         near = evaluate_near(self.make, self.at, y + torch.where(suspects, 4 * eps * away, 0.0))
         hopeless = hopeless | (suspects if near is None else suspects & ~((near - d).abs() < d.abs() / 2))
         return hopeless.flatten(-self.at.event_dim).any(-1) if self.at.event_dim else hopeless
+
+    def suspicious(self) -> Tensor:
+        return self._suspects().any()
+
+    def _suspects(self) -> Tensor:
+        d, y, z = self.diagonal.detach(), self.at.y.detach(), self.at.value
+        eps = torch.finfo(y.dtype).eps
+        ratio = (d * y / z).abs()
+        return ~((ratio > 4 * eps) & (ratio < 1 / eps)) | self.at.implicit
 
     def _is_suspect(self) -> bool:
         """Whether any element is, in the fewest kernels; NaN compares false."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,11 +29,14 @@ class FactoredAt(Assembled):
         self.at = at
         self.make = make
         self.entries = _at_least_float32(make(at))
+        self._a: Factored | None = None
 
-    @cached_property
+    @property
     def a(self) -> Factored:
-        """J, factorised."""
-        return Factored(self.structure, self.entries)
+        """J, factorised when first needed."""
+        if self._a is None:  # no cached_property: before Python 3.12 it has a lock, which torch.compile cannot trace
+            self._a = Factored(self.structure, self.entries)
+        return self._a
 
     def solve(self, b: Tensor) -> Tensor:
         return self.a.solve(self._column(b)).reshape(b.shape).to(b.dtype)
@@ -62,9 +64,10 @@ class FactoredAt(Assembled):
             return failed
         return self._lost() if failed is None else failed | self._lost()
 
-    def singular_mask(self) -> Tensor:
-        """Only the second kind: an exactly singular J makes NaN by itself."""
-        return self._lost()
+    def suspicious(self) -> Tensor:
+        change, size = self._times(self.at.y.detach(), adjoint=False), self._column(self.at.value)
+        turning = change.abs() <= 4 * torch.finfo(self.at.y.dtype).eps * size.abs()
+        return turning.any() | self.at.implicit | self.a.suspicious()
 
     def _is_suspect(self) -> bool:
         """Whether any event is; an implicit function has no x to compare with, so all of its events are."""

@@ -91,6 +91,9 @@ class MatrixFreeAt(Assembled):
         self.options = options
         self.at = at
 
+    def suspicious(self) -> Tensor:
+        return torch.ones((), dtype=torch.bool, device=self.at.y.device)
+
     def transposed_structure(self) -> Jacobian:
         """How to represent `J^T`, the Jacobian of `w -> J^T w`."""
         own, y = self.options.preconditioner, self.at.y.detach()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 
+from backsolve import _levels
+from backsolve._levels import Mapping
 from backsolve._torch import active_transform
 
 Results = tuple[Tensor, ...]
@@ -21,30 +21,13 @@ def concretely(function: Callable[..., Results], *tensors: Tensor) -> Results:
             Dimensions that a `vmap` maps become the leftmost batch dimensions of every tensor and every result.
         tensors: with equally many batch dimensions on their left.
     """
-    detached = [t.detach() for t in tensors]
-    return function(*detached) if active_transform() is None else _Concrete.apply(function, *detached)
+    if active_transform() is None:
+        return function(*(t.detach() for t in tensors))
 
+    def run(plain: Sequence[Tensor], mapping: Mapping) -> Results:
+        return function(*(mapping.fill(t, k) for k, t in enumerate(plain)))
 
-class _Concrete(torch.autograd.Function):
-    """A function without derivatives, whose vmap rule calls it once for the whole batch."""
-
-    @staticmethod
-    def forward(function: Callable[..., Results], *tensors: Tensor) -> Results:
-        return function(*tensors)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
-        ctx.mark_non_differentiable(*output)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> tuple[None, ...]:
-        return (None,) * (1 + len(ctx.needs_input_grad[1:]))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Results, tuple[int, ...]]:
-        function, *tensors = args
-        results = _Concrete.apply(function, *to_front(info.batch_size, in_dims[1:], tensors))
-        return results, (0,) * len(results)
+    return tuple(t for t in _levels.concretely(run, tensors) if t is not None)
 
 
 def to_front(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:

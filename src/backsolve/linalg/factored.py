@@ -103,7 +103,9 @@ class Factored:
         """Solve `A u = b`, or `A^H u = b`; b has shape `(*batch, n, k)`."""
         if torch.compiler.is_compiling():
             a = self.structure.matrix(self.entries)
-            return torch.linalg.solve(a.mH if adjoint else a, b)
+            return (
+                torch.linalg.inv_ex(a.mH if adjoint else a)[0] @ b
+            )  # torch.linalg.solve is wrong under nested transforms
         if is_grads_batched(b):
             return fold_batched_grads(lambda columns: self._solve_columns(columns, adjoint), b)
         if active_transform() is not None:
@@ -128,6 +130,15 @@ class Factored:
         For plain tensors: under a transform, call it `concretely`.
         """
         return self.structure.singular(self.entries.detach(), self.factors)
+
+    def suspicious(self) -> Tensor:
+        """Whether some matrix may be singular, as a 0-d tensor, without branching; see `Structure.singular`.
+
+        The maximum norm of `|A^-1| |A|` is no smaller than its spectral radius.
+        """
+        a = self.structure.matrix(self.entries.detach())
+        growth = torch.linalg.inv_ex(a)[0].abs() @ a.abs().sum(-1, keepdim=True)
+        return ~(growth * torch.finfo(a.dtype).eps < 0.1).all()  # NaN compares false
 
 
 def _solve_vjp(a: Factored, adjoint: bool, u: Tensor, v: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor]:

@@ -1,0 +1,141 @@
+"""One call under `torch.compile`, in operations that the compiler traces without a graph break.
+
+g runs inside one custom operation. The derivatives come from k connected Newton steps,
+
+    y <- y - (d - d.detach()),    d = J^-1 (f(y) - x),
+
+that leave the bits of y alone: a step from a y whose derivatives are right to order m makes them right to order 2m + 1.
+Outside of torch.func one derivative is all that torch takes of a compiled function; there J^-1 is a constant and
+`_Straight` spares the forward pass the step. Under torch.func its backward would be dropped silently (pytorch #193279,
+#192985).
+
+The residual is part of the graph. Where it is large, a second custom operation looks closer, and raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backsolve._arguments import Arguments
+from backsolve._functional import Functional, Mapped
+from backsolve._levels import Mapping
+from backsolve._operations import excess_of, layout_of
+from backsolve._solve import Problem
+from backsolve._torch import depth_of_transforms, is_torch_function, without_autocast
+from backsolve.jacobians import Assembled
+
+
+class _Straight(torch.autograd.Function):
+    """y in the forward pass, -d in the backward pass; d itself is needed in neither."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, d: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        return None, -grads[0]
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What one call found."""
+
+    y: Tensor
+    call: Call
+    check: None = None
+
+    def made_of_jacobian(self, make: Callable[[Assembled], Tensor], event_groups: int) -> Tensor:
+        """A function of J at y, differentiable in everything that y depends on; NaN where J is singular or y is NaN."""
+        assembled = self.call.assemble(self.y)
+        return self.call.spoil_singular(assembled, self.y, make(assembled), self.call.rule.event_dim * event_groups)
+
+
+def solve(problem: Problem, x: Tensor | None, arguments: Arguments) -> Solved:
+    """Solve `f(y, *params) = x` and attach the derivatives to y.
+
+    Args:
+        problem: f, g and the options.
+        x: a checked tensor; None for an implicit function, which has 0 in its place.
+        arguments: the params.
+    """
+    call = Call(problem, x is not None, arguments)
+    with torch.no_grad():
+        y = call.run_solver(x)
+    if x is not None and x.shape != y.shape:
+        x = x.expand(y.shape)
+    with without_autocast(y.device):
+        with torch.no_grad():
+            y = call.judged(y, x)
+        return Solved(call.attached(y, x), call)
+
+
+class Call:
+    """One call as the custom operations see it: by name, layout and tensors."""
+
+    def __init__(self, problem: Problem, has_x: bool, arguments: Arguments) -> None:
+        self.problem = problem
+        self.rule = problem.rule
+        self.has_x = has_x
+        self.tensors = arguments.tensors
+        self.detached = [t.detach() for t in arguments.tensors]
+        self.forward = Mapped(problem.bind(arguments, implicit=not has_x), (), Mapping(), arguments.tensors)
+        self.layout = layout_of(*arguments.rebuild(arguments.tensors), problem.call)
+
+    def run_solver(self, x: Tensor | None) -> Tensor:
+        """What g returns; a function of torch itself is traced, for the compiler to fuse."""
+        given = self.detached if x is None else [x.detach(), *self.detached]
+        if x is not None and is_torch_function(self.problem.solver) and not self.problem.refine:
+            return self.problem.solver(*given)
+        return torch.ops.backsolve.solve(self.problem.name, self.layout, self.has_x, [], given)
+
+    def judged(self, y: Tensor, x: Tensor | None) -> Tensor:
+        """y after the residual test, which the operation makes where the traced residual is large."""
+        excess = excess_of(self.problem, self.forward(y, self.detached), None if x is None else x.detach())
+        worst = excess.amax() if y.numel() else y.new_zeros(())
+        given = [y, *self.detached] if x is None else [y, x.detach(), *self.detached]
+        factor = torch.ops.backsolve.judge(self.problem.name, self.layout, self.has_x, [], worst, given)
+        return y * (_trailing(factor, self.rule.event_dim) if factor.dim() else factor)
+
+    def attached(self, y: Tensor, x: Tensor | None) -> Tensor:
+        """y with its derivatives, as many as can be asked for."""
+        depth = depth_of_transforms()
+        if not depth:
+            residual = self._residual(y, x)
+            with torch.no_grad():
+                assembled = self.assemble(y)
+            return _Straight.apply(y, self.spoil_singular(assembled, y, assembled.solve(residual), self.rule.event_dim))
+        order = 0
+        while order <= depth:  # one derivative for each level, and one for the backward pass of the compiled function
+            assembled = self.assemble(y)
+            d = self.spoil_singular(assembled, y, assembled.solve(self._residual(y, x)), self.rule.event_dim)
+            y = y - (d - d.detach())
+            order = 2 * order + 1
+        return y
+
+    def assemble(self, y: Tensor) -> Assembled:
+        """J at y."""
+        return self.rule.jacobian.assemble(Functional(self.forward, y, self.tensors))
+
+    def spoil_singular(self, assembled: Assembled, y: Tensor, result: Tensor, trailing_dims: int) -> Tensor:
+        """NaN where J is singular: a compiled graph cannot raise in its backward pass."""
+        if self.rule.on_failure == "ignore":
+            return result
+        with torch.no_grad():
+            suspicious = assembled.suspicious().detach()
+            given = [y.detach(), *self.detached]
+            failed = torch.ops.backsolve.singular(self.problem.name, self.layout, self.has_x, [], suspicious, given)
+        return result * _trailing(torch.where(failed, torch.nan, 1.0).to(result.dtype), trailing_dims)
+
+    def _residual(self, y: Tensor, x: Tensor | None) -> Tensor:
+        z = self.forward(y, self.tensors)
+        return z if x is None else z - x
+
+
+def _trailing(factor: Tensor, dims: int) -> Tensor:
+    return factor.reshape(factor.shape + (1,) * dims)

@@ -1,0 +1,289 @@
+"""One call under torch.func or forward-mode AD, where tensors are wrapped and their values cannot be looked at.
+
+Everything that depends on values (g, the residual test, the test for a singular J, the probes) runs `concretely`, on
+plain tensors. The implicit rule is `_Attached`, whose backward and jvp are made of differentiable torch operations at
+the y that the caller holds, so the transforms compose to any order. A mapped dimension becomes one more batch dimension
+on the left, and f becomes `torch.vmap(f)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from backsolve import errors
+from backsolve._arguments import Arguments
+from backsolve._attach import Rule
+from backsolve._closure import Capture, Reading, replacing
+from backsolve._levels import Mapping, Outputs, concretely
+from backsolve._linearize import Forward, linearize
+from backsolve._mapped_solver import solve_mapped
+from backsolve._solution import Check, spoil
+from backsolve._solve import Problem, judge
+from backsolve._torch import GradMode, tangents_of_tangents, without_autocast
+from backsolve.jacobians import Assembled
+from backsolve.solvers.base import Found
+
+
+class Mapped(Forward):
+    """f as a function of y and a flat list of tensors, with mapped dimensions on the left of y."""
+
+    __slots__ = ("captures", "inner", "mapping")
+
+    def __init__(self, inner: Forward, captures: Sequence[Capture], mapping: Mapping, inputs: Sequence[Tensor]) -> None:
+        super().__init__(inner.model, Arguments(tuple(inputs), {}), inner.implicit)
+        self.inner = inner
+        self.captures = captures
+        self.mapping = mapping
+
+    def __call__(self, y: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """Evaluate f."""
+        return self._map(lambda y, given: (self.inner(y, given),))(y, *tensors)[0]
+
+    def with_entries(self, y: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """f(y) and, if the user knows J, its entries."""
+        return self._map(self.inner.with_entries)(y, *tensors)
+
+    def within(self, outer: Mapping, inputs: Sequence[Tensor]) -> Mapped:
+        """The same f for inputs that have the dimensions of another mapping on the outside."""
+        return Mapped(self.inner, self.captures, self.mapping.within(outer), inputs)
+
+    def _map(self, evaluate: Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, ...]]) -> Callable[..., Any]:
+        n_params = len(self.inner.arguments.tensors)
+
+        def of_tensors(y: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+            with replacing(self.captures, tensors[n_params:]):
+                return evaluate(y, tensors[:n_params])
+
+        mapped = of_tensors
+        for level in reversed(range(len(self.mapping))):
+            mapped = torch.vmap(mapped, in_dims=(0, *self.mapping.in_dims(level)))
+        return mapped
+
+
+class Functional:
+    """f at one y, differentiated by torch.func: a `Linearized` whose every method composes with the transforms."""
+
+    def __init__(self, forward: Mapped, y: Tensor, inputs: Sequence[Tensor]) -> None:
+        self.forward = forward
+        self.y = y
+        self.inputs = inputs
+        self.event_dim = forward.model.event_dim
+        self.implicit = forward.implicit
+        self.known = self._known()
+        self._pull: Callable[[Tensor], tuple[Tensor]] | None = None
+
+    def _known(self) -> Tensor | None:
+        """The entries of J by the user's formula, if there is one."""
+        if self.forward.model.jacobian.entries is None:
+            return None
+        return self.forward.with_entries(self.y, self.inputs)[1]
+
+    @property
+    def value(self) -> Tensor:
+        """f(y)."""
+        return self.forward(self.y, self.inputs).detach()
+
+    def pull(self, v: Tensor) -> Tensor:
+        """`J^T v`."""
+        if self._pull is None:  # no cached_property: before Python 3.12 it has a lock, which cannot be compiled
+            self._pull = _vjp(lambda y: self.forward(y, self.inputs), self.y)
+        return self._pull(v.contiguous())[0]  # torch's forward formulas write into tangents, which may be expanded
+
+    def pull_many(self, vs: Tensor) -> Tensor:
+        """`J^T v` for a stack of cotangents."""
+        if not vs.numel():
+            return vs
+
+        def pull(v: Tensor) -> Tensor:  # vmap asks for the repr of what it maps, and that of a method is not traceable
+            return self.pull(v)
+
+        return torch.vmap(pull)(vs)
+
+    def moved(self, y: Tensor) -> Functional:
+        """f linearised at another y."""
+        return Functional(self.forward, y, self.inputs)
+
+    def pull_inputs(self, v: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+        """`f_p^T v` for the inputs that are wanted, None for the others."""
+        if not any(wanted):
+            return [None] * len(wanted)
+        found = iter(self._by_inputs(wanted)(v))
+        return [next(found) if w else None for w in wanted]
+
+    def push_inputs(self, tangents: Sequence[Tensor | None]) -> Tensor | None:
+        """`f_p t`, as the transpose of the linear map `v -> f_p^T v`; torch refuses a jvp inside forward-mode AD."""
+        wanted = [t is not None for t in tangents]
+        if not any(wanted):
+            return None
+        push = _vjp(self._by_inputs(wanted), torch.zeros_like(self.y))
+        return push(tuple(t for t in tangents if t is not None))[0]
+
+    def _by_inputs(self, wanted: Sequence[bool]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        def of_wanted(*chosen: Tensor) -> Tensor:
+            replaced = iter(chosen)
+            return self.forward(self.y, [next(replaced) if w else t for t, w in zip(self.inputs, wanted, strict=True)])
+
+        return _vjp(of_wanted, *(t for t, w in zip(self.inputs, wanted, strict=True) if w))
+
+
+def _vjp(function: Callable[..., Any], *at: Tensor) -> Callable[..., Any]:
+    """The vector-Jacobian product of a function."""
+    return torch.func.vjp(function, *at)[1]
+
+
+def _examine(rule: Rule, forward: Mapped, y: Tensor, inputs: Sequence[Tensor]) -> Tensor | None:
+    """Verify the structure of J and that it is not singular; NaN for the events to spoil, None if there are none."""
+
+    def run(plain: Sequence[Tensor], mapping: Mapping) -> Outputs:
+        y, *inputs = plain
+        with without_autocast(y.device):
+            at = linearize(forward.within(mapping[1:], inputs), y)
+            if at.captures:
+                raise errors.untraceable(
+                    rule.call, f"a tensor that only autograd sees, {errors.describe(at.captures[0].tensor)}"
+                )
+            assembled = rule.assemble(at)
+            failed = None if rule.on_failure == "ignore" else assembled.singular()
+            if failed is None:
+                return [None]
+            good = torch.ones(failed.shape, dtype=y.dtype, device=y.device)
+            return [rule.spoil_singular(assembled, good, 0)]
+
+    return concretely(run, (y, *inputs))[0]
+
+
+def _spoiled(result: Tensor, factor: Tensor | None, trailing_dims: int) -> Tensor:
+    return result if factor is None else result * factor.reshape(factor.shape + (1,) * trailing_dims)
+
+
+class _Attached(torch.autograd.Function):
+    """The implicit rule as the transforms see it: y out; x and the inputs of f in."""
+
+    @staticmethod
+    def forward(rule: Rule, forward: Mapped, y: Tensor, x: Tensor | None, *inputs: Tensor) -> Tensor:
+        return y.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.rule, ctx.forward, _, x, *tensors = inputs
+        ctx.has_x = x is not None
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output, *tensors)
+        ctx.save_for_forward(output, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        y, *inputs = ctx.saved_tensors
+        (v,) = grads
+        if v is None:
+            return (None,) * (4 + len(inputs))
+        with without_autocast(y.device):
+            at = Functional(ctx.forward, y, inputs)
+            factor = _examine(ctx.rule, ctx.forward, y, inputs)
+            w = _spoiled(ctx.rule.jacobian.assemble(at).solve_transposed(v), factor, at.event_dim)
+            return None, None, None, w if ctx.has_x else None, *at.pull_inputs(-w, ctx.needs_input_grad[4:])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        # torch switches forward mode off in here, and a nested jvp would silently be 0 (pytorch issue 197867)
+        with tangents_of_tangents():
+            y, *inputs = (_primal(t) for t in ctx.saved_tensors)
+            t_x, *t_inputs = (None if t is None else _primal(t) for t in tangents[3:])
+            with without_autocast(y.device):
+                at = Functional(ctx.forward, y, inputs)
+                factor = _examine(ctx.rule, ctx.forward, y, inputs)
+                pushed = at.push_inputs(t_inputs)
+                t_z = torch.zeros_like(y) if t_x is None else t_x
+                t_z = t_z if pushed is None else t_z - pushed
+                return _spoiled(ctx.rule.jacobian.assemble(at).solve(t_z), factor, at.event_dim)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        rule, forward, *tensors = args
+        dims = in_dims[2:]
+        y, x, *inputs = (t if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True))
+        if dims[0] is None:
+            y = y.expand(info.batch_size, *y.shape)
+        if x is not None:
+            x = x.expand(y.shape)
+        outer = Mapping((info.batch_size,), tuple((d is not None,) for d in dims[2:]))
+        return _Attached.apply(rule, forward.within(outer, inputs), y, x, *inputs), 0
+
+
+def _primal(t: Tensor) -> Tensor:
+    return forward_ad.unpack_dual(t).primal
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What one call found."""
+
+    y: Tensor
+    check: Check | None
+    rule: Rule
+    forward: Mapped
+    iterations: Tensor | None = None
+
+    def made_of_jacobian(self, make: Callable[[Assembled], Tensor], event_groups: int) -> Tensor:
+        """A function of J at y, differentiable in everything that y depends on; NaN where y is."""
+        inputs = self.forward.arguments.tensors
+        k = self.rule.event_dim * event_groups
+        with without_autocast(self.y.device):
+            assembled = self.rule.jacobian.assemble(Functional(self.forward, self.y, inputs))
+            result = _spoiled(make(assembled), _examine(self.rule, self.forward, self.y, inputs), k)
+        if self.check is not None and self.rule.on_failure == "nan":
+            result = spoil(self.check.failed, k, result)
+        return result
+
+
+def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: bool = False) -> Solved:
+    """Solve `f(y, *params) = x` and attach the derivatives to y; the arguments are those of `_solve.solve`."""
+    solution = solve_mapped(problem, x, arguments)
+    found = solution.y
+    if x is not None and x.shape != found.shape:
+        x = x.expand(found.shape)
+    inner = problem.bind(arguments, implicit=x is None)
+    captures = _captures(inner, found)
+    inputs = (*arguments.tensors, *(c.tensor for c in captures))
+    forward = Mapped(inner, captures, Mapping(), inputs)
+    y, check = _checked(problem, forward, solution, x, report)
+    result = _Attached.apply(problem.rule, forward, y, x, *inputs)
+    if check is not None and problem.rule.on_failure == "nan":
+        result = spoil(check.failed, problem.rule.event_dim, result)
+    return Solved(result, check, problem.rule, forward, solution.iterations)
+
+
+def _captures(forward: Forward, y: Tensor) -> list[Capture]:
+    """The tensors that f closes over. It sees views of y and the params, so that these are not mistaken for them."""
+    if forward.model.closes_over_nothing:
+        return []
+    given = [t.view_as(t) for t in (y, *forward.arguments.tensors)]
+    with Reading(given) as reading, GradMode(True):
+        forward.with_entries(given[0], given[1:])
+    return reading.captures()
+
+
+def _checked(
+    problem: Problem, forward: Mapped, solution: Found, x: Tensor | None, report: bool
+) -> tuple[Tensor, Check | None]:
+    """y with all mapped dimensions, refined, and the verdict on it."""
+    given = [t for t in (solution.y, x, solution.failed) if t is not None]
+    n = len(given)
+
+    def run(plain: Sequence[Tensor], mapping: Mapping) -> Outputs:
+        filled = [mapping.fill(t, i) for i, t in enumerate(plain[:n])]
+        found = Found(filled[0], None if solution.failed is None else filled[-1], None, solution.error)
+        at = forward.within(mapping[n:], plain[n:])
+        with without_autocast(found.y.device):
+            y, check = judge(problem, at, found, None if x is None else filled[1], report=report)
+        return [y, None, None] if check is None else [y, check.failed, check.residual]
+
+    y, failed, residual = concretely(run, (*given, *forward.arguments.tensors))
+    assert y is not None
+    return y, None if failed is None or residual is None else Check(failed, residual)

@@ -1,0 +1,95 @@
+"""Plain tensors from inside the levels of torch.func, and the way back.
+
+Under `vmap`, `grad` and `jvp` torch hands out wrapped tensors, one wrapper a level, whose values cannot be looked at.
+`concretely` takes all wrappers off: each mapped dimension becomes a dimension on the left, outermost level first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from backsolve._torch import GradMode, add_mapped_dim, outside_of_transforms, unwrap
+
+Outputs = Sequence[Tensor | None]
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """Which of some tensors are mapped by which levels of vmap.
+
+    Attributes:
+        sizes: the size of each mapped dimension, outermost first.
+        mapped: for each tensor and level, whether that tensor has that dimension.
+    """
+
+    sizes: tuple[int, ...] = ()
+    mapped: tuple[tuple[bool, ...], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, which: slice) -> Mapping:
+        """The same for some of the tensors."""
+        return Mapping(self.sizes, self.mapped[which])
+
+    def inner(self) -> Mapping:
+        """What remains inside of the outermost level."""
+        return Mapping(self.sizes[1:], tuple(m[1:] for m in self.mapped))
+
+    def within(self, outer: Mapping) -> Mapping:
+        """With the dimensions of another mapping on the outside."""
+        mine = self.mapped if self.sizes else ((),) * len(outer.mapped)
+        mapped = tuple(m + inner for m, inner in zip(outer.mapped, mine, strict=True))
+        return Mapping(outer.sizes + self.sizes, mapped) if outer.sizes else self
+
+    def in_dims(self, level: int) -> tuple[int | None, ...]:
+        """The `in_dims` of `torch.vmap` for one level, if the outer ones are gone."""
+        return tuple(0 if m[level] else None for m in self.mapped)
+
+    def lift(self, tensor: Tensor, position: int, extra: int = 0) -> Tensor:
+        """Give a tensor every mapped dimension, of size 1 where it lacks it, and `extra` batch dimensions behind."""
+        index: list[Any] = [slice(None) if m else None for m in self.mapped[position]]
+        return tensor[(*index, *[None] * extra)] if index or extra else tensor
+
+    def fill(self, tensor: Tensor, position: int) -> Tensor:
+        """Give a tensor every mapped dimension in full size."""
+        lifted = self.lift(tensor, position)
+        return lifted.expand((*self.sizes, *lifted.shape[len(self) :]))
+
+
+def concretely(run: Callable[[Sequence[Tensor], Mapping], Outputs], tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    """Run a function on plain tensors, outside of all levels and without a graph.
+
+    Args:
+        run: called with the plain tensors and their mapping; returns tensors that have all mapped dimensions.
+        tensors: wrapped or not.
+
+    Returns:
+        What `run` returned, as tensors of the levels, without a derivative.
+    """
+    detached = [t.detach() for t in tensors]
+    with outside_of_transforms(), GradMode(False):
+        stripped = [_strip(t) for t in detached]
+        levels = sorted({level for _, owned in stripped for level in owned})
+        sizes = tuple(next(t.shape[owned.index(n)] for t, owned in stripped if n in owned) for n in levels)
+        mapping = Mapping(sizes, tuple(tuple(n in owned for n in levels) for _, owned in stripped))
+        outputs = run([t for t, _ in stripped], mapping)
+        return [None if o is None else _dress(o, levels) for o in outputs]
+
+
+def _strip(tensor: Tensor) -> tuple[Tensor, list[int]]:
+    """The plain tensor with its mapped dimensions on the left, and the levels that they belong to, outermost first."""
+    tensor, wrappers = unwrap(tensor)
+    for k, (_, dim) in enumerate(wrappers):
+        tensor = tensor.movedim(dim + k, k)
+    return tensor.detach(), [level for level, _ in wrappers]
+
+
+def _dress(tensor: Tensor, levels: Sequence[int]) -> Tensor:
+    for level in levels:
+        tensor = add_mapped_dim(tensor, level)
+    return tensor

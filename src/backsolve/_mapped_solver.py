@@ -1,0 +1,149 @@
+"""g under `vmap`: one call for all samples where the event dimensions are known, else one call a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from backsolve import errors
+from backsolve._arguments import Arguments
+from backsolve._levels import Mapping, Outputs, concretely
+from backsolve._solve import Problem, run_solver
+from backsolve._torch import is_functorch_wrapped
+from backsolve.solvers.base import Found
+
+
+class _Reads(BaseException):
+    """g reads a tensor of a level of torch.func without being given it. No Exception: g must not catch it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.tensor = tensor
+
+
+class _Giving(TorchFunctionMode):
+    """While active, torch functions see plain tensors in the place of wrapped ones that g closes over."""
+
+    def __init__(self, plain: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.plain = plain
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*self._give(args), **self._give(kwargs or {}))
+
+    def _give(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and is_functorch_wrapped(value):
+            if id(value) not in self.plain:
+                raise _Reads(value)
+            return self.plain[id(value)]
+        if type(value) in (tuple, list):
+            return type(value)(self._give(v) for v in value)
+        if type(value) is dict:
+            return {k: self._give(v) for k, v in value.items()}
+        return value
+
+
+def solve_mapped(problem: Problem, x: Tensor | None, arguments: Arguments, reads: tuple[Tensor, ...] = ()) -> Found:
+    """Run g on plain tensors; the wrapped ones that it closes over, `reads`, are found by running it."""
+    given = arguments.tensors if x is None else (x, *arguments.tensors)
+
+    reasons: list[Callable[[], errors.BacksolveError]] = []
+
+    def run(plain: Sequence[Tensor], mapping: Mapping) -> Outputs:
+        n = len(given)
+        found = MappedCall(problem, arguments, x is not None, reads).solve(plain[:n], plain[n:], mapping)
+        reasons.extend([] if found.error is None else [found.error])
+        return [found.y, found.failed, found.iterations]
+
+    try:
+        y, failed, iterations = concretely(run, (*given, *reads))
+    except _Reads as found:
+        return solve_mapped(problem, x, arguments, (*reads, found.tensor))
+    assert y is not None
+    return Found(y, failed, iterations, reasons[0] if reasons else None)
+
+
+class MappedCall:
+    """One call of g with plain tensors, some of which have mapped dimensions on the left."""
+
+    def __init__(self, problem: Problem, arguments: Arguments, has_x: bool, reads: Sequence[Tensor]) -> None:
+        self.problem = problem
+        self.arguments = arguments
+        self.has_x = has_x
+        self.reads = reads
+
+    def solve(self, given: Sequence[Tensor], closure: Sequence[Tensor], mapping: Mapping) -> Found:
+        """y with all mapped dimensions on the left."""
+        if not mapping:
+            return self._run(given, closure)
+        folded = self._fold(given, closure, mapping)
+        return self._loop(given, closure, mapping) if folded is None else folded
+
+    def _run(self, given: Sequence[Tensor], closure: Sequence[Tensor]) -> Found:
+        x, tensors = (given[0], given[1:]) if self.has_x else (None, given)
+        arguments = self.arguments.with_tensors(tensors)
+        forward = self.problem.bind(arguments, implicit=x is None)
+        with _Giving({id(r): t for r, t in zip(self.reads, closure, strict=True)}):
+            return run_solver(self.problem, x, arguments, forward)
+
+    def _fold(self, given: Sequence[Tensor], closure: Sequence[Tensor], mapping: Mapping) -> Found | None:
+        """One call of g for all samples; None if the event dimensions are unknown, or g does not broadcast."""
+        inside = [t.dim() - sum(m) for t, m in zip(given, mapping.mapped, strict=False)]
+        batch_dims = [None if k is None else n - k for n, k in zip(inside, self._event_dims(), strict=True)]
+        mapped = [any(m) for m in mapping.mapped]
+        unknown = any(m and b is None for m, b in zip(mapped, batch_dims, strict=False))
+        if unknown or any(mapped[len(given) :]) or min((b for b in batch_dims if b is not None), default=0) < 0:
+            return None
+        most = max((b for b in batch_dims if b is not None), default=0)
+        folded = [
+            mapping.lift(t, i, most - b) if b is not None and (mapped[i] or self._is_x(i)) else t
+            for i, (t, b) in enumerate(zip(given, batch_dims, strict=True))
+        ]
+        if self.has_x:
+            folded[0] = folded[0].expand((*mapping.sizes, *folded[0].shape[len(mapping) :]))
+        try:
+            found = self._run(folded, closure)
+        except (errors.SolverOutputError, errors.ForwardOutputError):  # one sample at a time has a clearer error
+            return None
+        return found if found.y.shape[: len(mapping)] == mapping.sizes else None
+
+    def _loop(self, given: Sequence[Tensor], closure: Sequence[Tensor], mapping: Mapping) -> Found:
+        """One call of g for each index of the outermost mapped dimension."""
+        tensors, n = (*given, *closure), len(given)
+        found: list[Found] = []
+        for i in range(mapping.sizes[0]):
+            sample = [t[i] if m[0] else t for t, m in zip(tensors, mapping.mapped, strict=True)]
+            found.append(self.solve(sample[:n], sample[n:], mapping.inner()))
+        if not found:
+            raise errors.empty_map(self.problem.call)
+        return _stacked(found, self.problem.rule.event_dim)
+
+    def _is_x(self, position: int) -> bool:
+        return self.has_x and position == 0
+
+    def _event_dims(self) -> list[int | None]:
+        """Of each tensor that g is given; None where it is unknown."""
+        k = self.problem.rule.event_dim
+        of_params = self.arguments.event_dims(self.problem.param_event_dims, None if k else 0)
+        return [k, *of_params] if self.has_x else of_params
+
+
+def _stacked(found: Sequence[Found], event_dim: int) -> Found:
+    """One for all samples."""
+    y = torch.stack([f.y for f in found])
+    failed = [torch.zeros(_batch(f.y, event_dim), dtype=torch.bool) if f.failed is None else f.failed for f in found]
+    counts = [f.iterations for f in found if f.iterations is not None]
+    return Found(
+        y,
+        torch.stack(failed).to(y.device) if any(f.failed is not None for f in found) else None,
+        torch.stack(counts) if len(counts) == len(found) else None,
+        next((f.error for f in found if f.error is not None), None),
+    )
+
+
+def _batch(y: Tensor, event_dim: int) -> torch.Size:
+    return y.shape[: y.dim() - event_dim]

@@ -1,0 +1,253 @@
+"""An `Inverse` inside `torch.compile(fullgraph=True)`: right derivatives and no graph break, or a clear refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import optimize
+from torch import Tensor, nn
+
+from backsolve import Dense, errors, implicit_function, inverse
+from backsolve.solvers import numpy_solver
+from tests.problems import BY_NAME
+from tests.test_transforms import assert_same
+from tests.transforms import Transform, loss
+from tests.transforms_page import COMPILED, PAGE, page
+
+pytestmark = [  # of torch's own making, while it traces any custom autograd.Function
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning"),
+]
+
+x_leaf = torch.linspace(-0.9, 0.9, 5, dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """Each test compiles anew."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(function: Any, backend: str = "aot_eager") -> Any:
+    return torch.compile(function, fullgraph=True, backend=backend)
+
+
+def leaves(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(t.detach().double().requires_grad_() for t in tensors)
+
+
+@pytest.mark.parametrize("transform", [pytest.param(t, id=name) for name, t in COMPILED.items()])
+@pytest.mark.parametrize("name", ["cubic, broadcast", "mixed sinh"])
+def test_transforms(name: str, transform: Transform) -> None:
+    problem = BY_NAME[name]
+    inputs = tuple(t.detach() for t in problem.inputs())
+    inv = problem.explicit()
+    assert_same(compiled(lambda *i: transform(inv, i))(*inputs), transform(problem.exact, inputs))
+
+
+def kepler_by_brentq(mean: np.ndarray, e: np.ndarray) -> np.ndarray:
+    """E with E - e sin E = M, one element at a time, by compiled code that nothing can be traced into."""
+    solve = np.vectorize(lambda m, e: optimize.brentq(lambda a: a - e * np.sin(a) - m, m - 1, m + 1, xtol=1e-14))
+    return solve(mean, e)
+
+
+def kepler(anomaly: Tensor, e: Tensor) -> Tensor:
+    return anomaly - e * anomaly.sin()
+
+
+def check_backward(inv: Any, exact: Any, *inputs: Tensor, backend: str = "aot_eager") -> None:
+    """The compiled gradients of all inputs are those of a differentiable reference."""
+    ours, reference = leaves(*inputs), leaves(*inputs)
+    loss(compiled(inv, backend))(*ours).backward()
+    loss(exact)(*reference).backward()
+    assert_same([t.grad for t in ours], [t.grad for t in reference])
+
+
+G = {"torch builtin": torch.asin, "torch code": lambda x: x.asin(), "ufunc": np.arcsin}
+
+
+@pytest.mark.parametrize("g", G.values(), ids=list(G))
+def test_backward_with_any_g(g: Any) -> None:
+    check_backward(inverse(torch.sin, g), torch.asin, x_leaf)
+
+
+def test_backward_with_scipy() -> None:
+    eager = inverse(kepler, numpy_solver(kepler_by_brentq))
+    check_backward(inverse(kepler, numpy_solver(kepler_by_brentq)), eager, x_leaf, torch.tensor(0.3))
+
+
+@pytest.mark.parametrize("name", ["cubic, broadcast", "linear"])
+def test_inductor(name: str) -> None:
+    problem = BY_NAME[name]
+    check_backward(problem.explicit(), problem.exact, *problem.inputs(), backend="inductor")
+
+
+class Warp(nn.Module):
+    """f closes over a parameter of the module that also holds the inverse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.5, 0.7, 2.0], dtype=torch.float64))
+        self.invert = inverse(lambda y: self.weight * y.sinh(), self.solve)
+
+    def solve(self, x: Tensor) -> Tensor:
+        return torch.asinh(x / self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.invert(x)
+
+
+def test_module_parameters() -> None:
+    module, x = Warp(), torch.linspace(-1, 1, 3, dtype=torch.float64)
+    loss(compiled(module))(x).backward()
+    weight = module.weight.detach().clone().requires_grad_()
+    loss(lambda w: torch.asinh(x / w))(weight).backward()
+    assert_same(module.weight.grad, weight.grad)
+
+
+def test_implicit_function() -> None:
+    root = implicit_function(lambda y, p: y**2 - p, np.sqrt)
+    check_backward(root, torch.sqrt, torch.tensor([2.0, 3.0]))
+
+
+def test_params_in_trees_and_keywords() -> None:
+    inv = inverse(lambda y, p, power, scale: scale * p["a"] * y**power, self_power)
+
+    def call(x: Tensor, a: Tensor, scale: Tensor) -> Tensor:
+        return inv(x, {"a": a}, 3, scale=scale)
+
+    check_backward(
+        call, lambda x, a, s: (x / (s * a)) ** (1 / 3), torch.tensor([1.0, 2.0]), torch.tensor(2.0), torch.tensor(0.5)
+    )
+
+
+def self_power(x: Tensor, p: dict[str, Tensor], power: int, scale: Tensor) -> Tensor:
+    return (x / (scale * p["a"])) ** (1 / power)
+
+
+def test_fourth_derivative_is_right() -> None:
+    arcsin = inverse(torch.sin, np.arcsin)
+
+    def fourth(h: Any) -> Any:
+        for _ in range(4):
+            h = torch.func.grad(h)
+        return h
+
+    x = torch.tensor(0.3, dtype=torch.float64)
+    assert_same(compiled(fourth(arcsin))(x), fourth(torch.asin)(x))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_backward_of_compiled_grads(depth: int) -> None:
+    """The derivative that the backward pass adds to those taken inside is right, too."""
+
+    def nested(h: Any) -> Any:
+        for _ in range(depth):
+            h = torch.func.grad(h)
+        return h
+
+    check_backward(nested(inverse(torch.sin, np.arcsin)), nested(torch.asin), torch.tensor(0.3))
+
+
+def test_y_keeps_the_bits_of_g() -> None:
+    inv = inverse(torch.sin, np.arcsin)
+    value = compiled(torch.func.grad_and_value(lambda x: inv(x).sum()))(x_leaf[1])[1]
+    assert torch.equal(value, torch.from_numpy(np.arcsin(x_leaf[1].numpy(), out=None)[None])[0])
+    assert torch.equal(compiled(inv)(x_leaf), torch.from_numpy(np.arcsin(x_leaf.numpy())))
+
+
+def test_a_wrong_g_raises_with_its_index() -> None:
+    wrong = inverse(torch.sin, numpy_solver(lambda x: np.where(x > 0.8, 0.0, np.arcsin(x))))
+    with pytest.raises(errors.ResidualError, match=r"at index \(4,\)"):
+        compiled(wrong)(x_leaf)
+    with pytest.raises(errors.ResidualError, match=r"at index \(1, 4\)"):
+        compiled(torch.vmap(wrong))(torch.stack([x_leaf / 2, x_leaf]))
+    with pytest.raises(errors.ResidualError, match=r"at index \(1, 4\)"):
+        compiled(torch.vmap(torch.func.grad(lambda x: wrong(x).sum())))(torch.stack([x_leaf / 2, x_leaf]))
+
+
+def test_nan_spoils_the_failed_elements_only() -> None:
+    wrong = inverse(torch.sin, numpy_solver(lambda x: np.where(x > 0.8, 0.0, np.arcsin(x))), on_failure="nan")
+    (x,) = leaves(x_leaf)
+    y = compiled(wrong)(x)
+    y.sum().backward()
+    assert y.isnan().tolist() == x.grad.isnan().tolist() == [False] * 4 + [True]
+    torch.testing.assert_close(x.grad[:4], 1 / (1 - x_leaf[:4] ** 2).sqrt())
+
+
+def test_refine() -> None:
+    inv = inverse(torch.sin, numpy_solver(lambda x: np.arcsin(x) + 1e-5), refine=3)
+    check_backward(inv, torch.asin, x_leaf)
+
+
+def test_a_singular_j_becomes_nan() -> None:
+    (x,) = leaves(torch.tensor([0.5, 1.0]))
+    compiled(inverse(torch.sin, np.arcsin))(x).sum().backward()
+    assert x.grad.isnan().tolist() == [False, True]
+    matrix = torch.tensor([[1.0, 2.0], [2.0, 4.0]], dtype=torch.float64)
+    solve = inverse(lambda y: y @ matrix, lambda x: x / matrix.sum(0), event_dim=1)
+    (x,) = leaves(matrix.sum(0))
+    compiled(solve)(x).sum().backward()
+    assert x.grad.isnan().all()
+
+
+def test_a_wrong_structure_is_found() -> None:
+    coupled = inverse(lambda y: y + y.mean(), lambda x: x - x.mean() / 2)
+    with pytest.raises(errors.StructureError, match="not elementwise"):
+        compiled(coupled)(x_leaf)
+
+
+def test_with_log_det_and_jacobian() -> None:
+    problem = BY_NAME["mixed sinh"]
+    inputs = tuple(t.detach() for t in problem.inputs())
+    inv = problem.explicit()
+    assert_same(compiled(inv.with_log_det)(*inputs), inv.with_log_det(*inputs))
+    assert_same(compiled(inv.jacobian)(*inputs), inv.jacobian(*inputs))
+
+
+def test_known_entries() -> None:
+    inv = inverse(torch.sinh, np.arcsinh, jacobian=None)
+    check_backward(inv, torch.asinh, x_leaf)
+    matrix = torch.tensor([[2.0, 1.0], [0.0, 3.0]], dtype=torch.float64)
+    known = Dense(entries=lambda y, a: a.expand(*y.shape[:-1], 2, 2))
+    solve = inverse(lambda y, a: y @ a.mT, lambda x, a: torch.linalg.solve(a, x.mT).mT, event_dim=1, jacobian=known)
+    check_backward(solve, lambda x, a: x @ torch.linalg.inv(a).mT, torch.randn(4, 2), matrix)
+
+
+def test_values_do_not_recompile() -> None:
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    inv = inverse(lambda y, a: a * y.sinh(), lambda x, a: (x / a).asinh())
+    function = torch.compile(lambda x, a: inv(x, a).sum(), fullgraph=True, backend=counter)
+    counts: list[int] = []
+    for k in range(4):
+        x, a = leaves(x_leaf + k, torch.tensor(1.0 + k))
+        function(x, a).backward()
+        counts.append(counter.frame_count)
+    assert counts == counts[:1] * 4
+
+
+def test_an_implicit_event_needs_a_graph_break() -> None:
+    h = implicit_function(lambda y, p: y - p, lambda p: p, event_dim=1)
+    p = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    torch.compile(lambda p: h(p).sum(), backend="aot_eager")(p).backward()
+    assert_same(p.grad, torch.ones(3, dtype=torch.float64))
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        compiled(lambda p: h(p))(p)
+
+
+def test_the_double_backward_is_refused_by_torch() -> None:
+    (x,) = leaves(x_leaf)
+    (g,) = torch.autograd.grad(compiled(inverse(torch.sin, np.arcsin))(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        g.sum().backward()
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "python -m tests.transforms_page"

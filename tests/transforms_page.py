@@ -1,0 +1,78 @@
+"""The page of the documents that says what works under which transform. `python -m tests.transforms_page` writes it.
+
+Its table has a row for each transform that `test_transforms.py` and `test_compiled.py` run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.transforms import OF_PARAMS, OF_X
+
+PAGE = Path(__file__).parents[1] / "docs" / "transforms.md"
+
+AUTOGRAD_IN_GRAPH = ("eager backward of vmap", "eager second backward of func.grad", "is_grads_batched")
+"""`torch.compile` traces no autograd calls, unless `torch._dynamo.config.trace_autograd_ops` is set."""
+
+NESTED_FORWARD = ("jvp(jvp)", "vmap(jacfwd)", "vmap(hessian)")
+"""torch 2.13 fails to trace forward mode inside of another transform, in some closed forms as well."""
+
+COMPILED = {n: t for n, t in {**OF_X, **OF_PARAMS}.items() if n not in AUTOGRAD_IN_GRAPH + NESTED_FORWARD}
+
+TEXT = """# Transforms
+
+An `Inverse` is an ordinary torch function: everything in `torch.func`, forward-mode automatic differentiation and
+`torch.compile(fullgraph=True)` apply to it, in any order, although g is code that torch cannot see into. The table is
+made by the tests: each "right" is a comparison with the closed form (float64, 10⁻¹⁰). Eager, that is done for every
+Jacobian structure, with f taking its params as arguments and with f closing over them; compiled, for an elementwise and
+a dense f.
+
+{table}
+
+¹ `torch.compile` traces no calls of `backward` or `autograd.grad`; take these derivatives outside of the graph, or with
+  torch.func.
+² torch 2.13 itself cannot trace forward mode inside of these; its error says so. Such a failure can leave torch in a
+  state in which later compilations of the same process fail, too.
+
+## What to know
+
+* **g under `vmap`.** g sees plain tensors. If the event dimensions of all mapped params are known (always, if f is
+  elementwise; else by `param_event_dims`), it is called once with the mapped dimension as one more batch dimension on
+  the left; if not, once for each sample. Tensors of a transform that g closes over are found and given to it.
+* **Errors.** g, the residual test, the probes and the test for a singular J run on plain numbers, also under `vmap`:
+  `on_failure="raise"` raises, with the index of the event, the mapped dimensions first.
+* **Under `torch.compile`** g is one custom operation, and the residual test raises from inside the graph, too. What
+  cannot raise there is a singular J, met in the backward pass: its derivative is NaN. Under `func.grad` and `jvp` the
+  value of such an event is NaN as well. `torch.export` and saved graphs do not contain g: they look for the `Inverse`
+  in the process that made them.
+* **Make the `Inverse` outside** of the compiled function: in `__init__` of a module, or at module level.
+  `Inverse.solve` (which returns a verdict), and an `implicit_function` with `event_dim > 0` (whose shape cannot be
+  foreseen) break the graph. `Banded` and `MatrixFree` form J in full in a compiled graph, `MatrixFree` under every
+  transform, up to 1024 elements.
+* **Closures.** Under torch.func the tensors that f closes over must be read by ordinary torch functions. One that only
+  TorchScript code reads is refused, as is code that torch.func refuses: old-style autograd.Functions, `autograd.grad`
+  or `torch.utils.checkpoint` inside f. All of these work with `backward`.
+* **The double backward of a compiled function** is refused by torch ("torch.compile with aot_autograd does not
+  currently support double backward"): take second derivatives inside of the graph, as `func.hessian` does.
+* **Autocast** is off while f runs: J in bfloat16 would be wrong by a percent.
+"""
+
+
+def table() -> str:
+    """One row for each transform."""
+    rows = ["| transform | `torch.func`, eager | inside `torch.compile` |", "|---|---|---|"]
+    for name in {**OF_X, **OF_PARAMS}:
+        refused = (
+            "torch refuses ¹" if name in AUTOGRAD_IN_GRAPH else "torch refuses ²" if name in NESTED_FORWARD else ""
+        )
+        rows.append(f"| {name} | right | {refused or 'right'} |")
+    return "\n".join(rows)
+
+
+def page() -> str:
+    """The whole page."""
+    return TEXT.format(table=table())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
