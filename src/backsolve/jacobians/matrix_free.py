@@ -30,7 +30,8 @@ class MatrixFree(Jacobian):
     end: what has not converged raises ConvergenceError or goes to the fallback. The derivative of such a solve is
     another one, to any order.
 
-    A J that is singular, or at a turning point, shows only as a solve that does not converge. The log-determinant,
+    A J that is singular, or at a turning point, shows only as a solve that does not converge; what happens then, says
+    `on_failure`. The log-determinant,
     `Inverse.jacobian`, torch.func, forward-mode AD and torch.compile need all of J, which is formed for events of up to
     1024 elements and refused with StructureError for larger ones.
 
@@ -90,6 +91,7 @@ class MatrixFreeAt(Assembled):
     def __init__(self, options: MatrixFree, at: Linearized) -> None:
         self.options = options
         self.at = at
+        self.unsolved: tuple[Tensor, errors.ConvergenceError] | None = None  # events of the last solve, which are NaN
 
     def suspicious(self) -> Tensor:
         return torch.ones((), dtype=torch.bool, device=self.at.y.device)
@@ -141,12 +143,13 @@ class MatrixFreeAt(Assembled):
         u = found.solution.reshape(b.shape)
         if found.converged.all():
             return u
-        if options.fallback is None:
-            raise self._error(found, split(b, self.at.event_dim)[0])
-        direct = options.fallback.assemble(self.at)
-        by_fallback = direct.solve_transposed(b) if transposed else direct.solve(b)
         batch = split(b, self.at.event_dim)[0]
-        return torch.where(found.converged.reshape(*batch, *(1,) * self.at.event_dim), u, by_fallback)
+        converged = found.converged.reshape(*batch, *(1,) * self.at.event_dim)
+        if options.fallback is None:
+            self.unsolved = ~found.converged.reshape(batch), self._error(found, batch)
+            return torch.where(converged, u, torch.nan)
+        direct = options.fallback.assemble(self.at)
+        return torch.where(converged, u, direct.solve_transposed(b) if transposed else direct.solve(b))
 
     def _method(self, apply: Operator, b: Tensor, precondition: Operator | None) -> Krylov:
         options = self.options
@@ -169,7 +172,8 @@ class MatrixFreeAt(Assembled):
         return formed(self.at, "Inverse.jacobian").inverse()
 
     def singular(self) -> Tensor | None:
-        return None
+        """Which events the last solve left unsolved; a singular J shows in nothing else."""
+        return None if self.unsolved is None else self.unsolved[0]
 
     def singular_mask(self) -> Tensor:
         return torch.zeros(split(self.at.y, self.at.event_dim)[0], dtype=torch.bool, device=self.at.y.device)
