@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from backsolve import errors
-from backsolve._torch import GradMode, active_transform
+from backsolve._torch import GradMode, active_transform, fold_batched_grads, is_grads_batched
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.factored import FactoredAt, dense_matrix, split
 from backsolve.linalg import LU, Krylov, Operator, bicgstab, gmres
@@ -124,6 +124,12 @@ class MatrixFreeAt(Assembled):
         n = math.prod(split(b, self.at.event_dim)[1])
         if not b.numel():
             return b.clone()  # b itself would be an input and the output of one autograd node
+        if is_grads_batched(b):
+
+            def each(columns: Tensor) -> Tensor:
+                return torch.stack([self._iterate(apply, c, transposed) for c in columns.unbind(-1)], -1)
+
+            return fold_batched_grads(each, b)
         own = options.preconditioner
 
         def precondition(r: Tensor) -> Tensor:
