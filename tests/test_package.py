@@ -38,6 +38,7 @@ ROOMS = (
     "_functional",
     "_operations",
     "_compiled",
+    "_sharded",
     "_inverse",
     "_diagnose",
     "special",

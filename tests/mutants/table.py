@@ -470,4 +470,18 @@ MUTANTS = (
         new="agrees = True if clear.any() else None",
         tests=("tests/test_diagnose.py::test_a_lost_second_derivative_is_found",),
     ),
+    Mutant(
+        name="DTensor: the gradient of a replicated param is that of the own events",
+        file="backsolve/_sharded.py",
+        old="_partial() if of_x.is_shard() and of_t.is_replicate() else of_t",
+        new="of_t",
+        tests=("tests/test_distributed.py::test_in_two_processes",),
+    ),
+    Mutant(
+        name="DTensor: a replicated param may be as large as x",
+        file="backsolve/_sharded.py",
+        old="return same < 0 or t.shape[same] == 1",
+        new="return True",
+        tests=("tests/test_distributed.py::test_in_two_processes",),
+    ),
 )
