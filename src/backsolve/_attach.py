@@ -104,7 +104,9 @@ class Rule:
             return result
         return handle_failure(self.on_failure, failed, event_dim, result, lambda: self._singular(failed, assembled))
 
-    def _singular(self, failed: Tensor, assembled: Assembled) -> errors.SingularJacobianError:
+    def _singular(self, failed: Tensor, assembled: Assembled) -> errors.BacksolveError:
+        if isinstance(assembled, MatrixFreeAt) and assembled.unsolved is not None:
+            return assembled.unsolved[1]
         first = first_index(failed)
         noun = "event" if self.event_dim else "element"
         numbers = assembled.numbers(first)
