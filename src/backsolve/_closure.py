@@ -8,8 +8,8 @@ overlap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode, has_torch_function_unary
 
 from backsolve import errors
+from backsolve._places import Place, places_of
 from backsolve._torch import LEAF_NODE, is_differentiated, is_functorch_wrapped, sequence_number
 
 Edge = tuple[Node, int]
@@ -30,10 +31,12 @@ class Capture:
     Attributes:
         tensor: what gradients flow to, an input of the implicit rule.
         read: the object that f reads, by whose identity it is replaced; None for a leaf, which f may go on reading.
+        places: where it stood in modules. Where something else stands by now, it is put back while f runs.
     """
 
     tensor: Tensor
     read: Tensor | None
+    places: Sequence[Place] = ()
 
 
 @dataclass(frozen=True)
@@ -174,9 +177,15 @@ class Reading(TorchFunctionMode):
             self.own[id(tensor)] = tensor
         return result
 
-    def captures(self) -> list[Capture]:
-        """What f closes over; as in `Recording`, the modes outside of this one may replace it."""
-        return [Capture(t.view_as(t), t) for t in self.read.values() if is_differentiated(t)]
+    def captures(self, functions: Iterable[Any]) -> list[Capture]:
+        """What f closes over; as in `Recording`, the modes outside of this one may replace it.
+
+        Args:
+            functions: f, and what else was called; the modules in them are searched for what was read.
+        """
+        read = [t for t in self.read.values() if is_differentiated(t)]
+        places = places_of(read, functions)
+        return [Capture(t.view_as(t), t, places[id(t)]) for t in read]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -239,7 +248,24 @@ def _leads_to(leaf: Tensor, values: Sequence[Tensor], graph: Graph) -> bool:
 def replacing(captures: Sequence[Capture], stand_ins: Sequence[Tensor]) -> AbstractContextManager[Any]:
     """A context in which f sees the stand-ins of those captured tensors that are replaced."""
     swapped = {id(c.read): t for c, t in zip(captures, stand_ins, strict=True) if c.read is not None}
+    put = [(p, c.read) for c in captures for p in c.places if p[0].get(p[1]) is not c.read]
+    if put:
+        return _putting_back(put, Replacing(swapped))
     return Replacing(swapped) if swapped else nullcontext()
+
+
+@contextmanager
+def _putting_back(read: Sequence[tuple[Place, Tensor | None]], mode: Replacing) -> Generator[None]:
+    """Put tensors back into the places where f read them."""
+    before = [(held, name, held.get(name)) for (held, name), _ in read]
+    try:
+        for (held, name), tensor in read:
+            held[name] = tensor
+        with mode:
+            yield
+    finally:
+        for held, name, tensor in before:
+            held[name] = tensor
 
 
 def _closed_over(graph: Graph, known: Sequence[Tensor]) -> tuple[list[Tensor], list[Edge]]:

@@ -264,9 +264,18 @@ def _captures(forward: Forward, y: Tensor) -> list[Capture]:
     if forward.model.closes_over_nothing:
         return []
     given = [t.view_as(t) for t in (y, *forward.arguments.tensors)]
-    with Reading(given) as reading, GradMode(True):
-        forward.with_entries(given[0], given[1:])
-    return reading.captures()
+
+    def read() -> tuple[Reading, Sequence[Tensor]]:
+        with Reading(given) as reading, GradMode(True):
+            return reading, forward.with_entries(given[0], given[1:])
+
+    reading, values = read()
+    captures = reading.captures((forward.model.f, forward.model.jacobian.entries))
+    again = read()[0].read if captures else {}
+    if any(id(v) not in reading.own for v in values) or any(id(c.read) not in again for c in captures):
+        # Something else than a torch function made it, and nobody has seen from what.
+        raise errors.unseen_code(forward.model.call)
+    return captures
 
 
 def _checked(
