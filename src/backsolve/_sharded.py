@@ -89,7 +89,7 @@ def _fits(problem: Problem, x: Any, of_x: Any, t: Any, of_t: Any, event_dim: int
     same = of_x.dim - (x.dim() - problem.rule.event_dim) + t.dim() - event_dim  # the dimension that x is sharded along
     if of_t.is_replicate():
         return same < 0 or t.shape[same] == 1
-    return of_t.is_shard() and of_t.dim == same and t.shape[same] == x.shape[of_x.dim]
+    return type(of_t) is type(of_x) and of_t.dim == same and t.shape[same] == x.shape[of_x.dim]
 
 
 def _partial() -> Any:
