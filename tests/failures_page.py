@@ -159,7 +159,7 @@ def _others_are_right(failure: Failure, found: tuple[Tensor | None, ...], weight
 
 
 def is_observed(failure: Failure, policy: str, context: str) -> bool:
-    """To compile takes seconds; and the backward pass of a vmapped `MatrixFree` fails."""
+    """To compile takes seconds; and under a transform `MatrixFree` forms J, so there is no iteration to fail."""
     if "compile" in context:
         return policy in ("raise", "nan") and failure.name in ("`f(g(x))` is not x", "J is singular: `f'(y) = 0`")
     return "vmap" not in context or "MatrixFree" not in failure.name
@@ -195,7 +195,7 @@ NOTES = """
 * A derivative that does not exist is infinite or NaN under "warn" and "ignore": nothing is put in its place, as a
   pseudo-inverse would.
 * A compiled graph cannot raise in its backward pass: there a singular J gives NaN under every policy.
-* The backward pass of a vmapped `MatrixFree()` is refused; `MatrixFree()` inside `torch.func` is not in the tables.
+* Under a transform `MatrixFree()` forms J (up to 1024 elements), so there is no iteration that could fail.
 * `residual_tol=math.inf` switches the test of `f(g(x)) = x` off, not that of J.
 * Errors that are not about an event are raised under every policy: arguments, shapes and dtypes, a wrong structure, an
   f that changes or that hides a part of its derivative from autograd.

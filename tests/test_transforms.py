@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 from torch.utils import _pytree as pytree
 
-from backsolve import errors, inverse
+from backsolve import MatrixFree, errors, inverse
 from backsolve.solvers import numpy_solver
 from tests.problems import BY_NAME, PROBLEMS, Problem
 from tests.transforms import OF_PARAMS, OF_X, Transform, batch, total
@@ -233,3 +233,12 @@ def test_autocast_is_off_in_f() -> None:
         tangent = jvp(inv, (x,), (x,))[1]
     torch.testing.assert_close(slope, torch.linalg.inv(weight).sum(1))
     torch.testing.assert_close(tangent, torch.linalg.solve(weight.mT, x))
+
+
+def test_backward_of_a_vmapped_matrix_free_inverse() -> None:
+    """It runs outside of the levels, but what it differentiates was made inside."""
+    problem = BY_NAME["mixed sinh"]
+    inv = problem.explicit(jacobian=MatrixFree())
+    inputs = tuple(t.detach() for t in problem.inputs())
+    transform = OF_X["eager backward of vmap"]
+    assert_same(transform(inv, inputs), transform(problem.exact, inputs))

@@ -54,6 +54,11 @@ a dense f.
   or `torch.utils.checkpoint` inside f. All of these work with `backward`.
 * **The double backward of a compiled function** is refused by torch ("torch.compile with aot_autograd does not
   currently support double backward"): take second derivatives inside of the graph, as `func.hessian` does.
+* **What it costs** (CPU, one thread, arcsin, medians of interleaved runs, torch 2.13.0; other work on the machine). At
+  n = 1, as multiples of an eager call with its backward pass: `vmap` 2.8, `vjp` 3.4, `jvp` 3.9, `grad` 4.5,
+  `vmap(grad)` 6.0, `hessian` 11.6 (that of torch.asin: 4.2). Compiled, n = 1,000,000, forward and backward, as
+  multiples of the compiled torch.asin: 3.8; without the tests, `residual_tol=math.inf, on_failure="ignore",
+  verify=False`, 1.7 to 1.9; eager 4.7.
 * **Autocast** is off while f runs: J in bfloat16 would be wrong by a percent.
 
 ## Several processes

@@ -75,6 +75,7 @@ class Functional:
         self.inputs = inputs
         self.event_dim = forward.model.event_dim
         self.implicit = forward.implicit
+        self.transformed = True
         self.known = self._known()
         self._pull: Callable[[Tensor], tuple[Tensor]] | None = None
 

@@ -116,6 +116,7 @@ class Linearization:
     entries of J that the user's formula gave in the same evaluation. Where there are any, the graph need not lead to y.
     """
 
+    transformed = False
     __slots__ = (
         "_output", "captures", "depends_on_y", "event_dim", "forward", "implicit", "inputs", "known", "value", "y",
     )  # fmt: skip

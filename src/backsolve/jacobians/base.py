@@ -24,6 +24,7 @@ class Linearized(Protocol):
     y: Tensor  # (*batch, *event)
     event_dim: int
     implicit: bool  # whether f(y) is 0 by definition, so that its size says nothing
+    transformed: bool  # whether products come from torch.func, and tensors may be wrapped
     known: Tensor | None  # the entries of J by the user's formula, if there is one
 
     @property

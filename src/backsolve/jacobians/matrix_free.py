@@ -9,10 +9,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from backsolve import errors
-from backsolve._torch import GradMode, active_transform, fold_batched_grads, is_grads_batched
+from backsolve._torch import GradMode, fold_batched_grads, is_grads_batched
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.factored import FactoredAt, dense_matrix, split
 from backsolve.linalg import LU, Krylov, Operator, bicgstab, gmres
@@ -80,7 +79,7 @@ class MatrixFree(Jacobian):
 
     def assemble(self, at: Linearized) -> Assembled:
         """Keep f at y: the work is in the solves."""
-        if active_transform() is not None or is_compiling():
+        if at.transformed:
             return formed(at, "a transform of torch")
         return MatrixFreeAt(self, at)
 
