@@ -39,6 +39,7 @@ ROOMS = (
     "_functional",
     "_operations",
     "_compiled",
+    "_sharded",
     "_inverse",
     "_diagnose",
     "special",

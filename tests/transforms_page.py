@@ -60,6 +60,38 @@ a dense f.
   multiples of the compiled torch.asin: 3.8; without the tests, `residual_tol=math.inf, on_failure="ignore",
   verify=False`, 1.7 to 1.9; eager 4.7.
 * **Autocast** is off while f runs: J in bfloat16 would be wrong by a percent.
+
+## Several processes
+
+`DistributedDataParallel` over a module that holds an `Inverse` needs nothing: the gradients are those of one process.
+
+**DTensors.** If g is torch code, or works with f alone (`Bracket`, `Newton`, `FixedPoint`), an `Inverse` takes an eager
+DTensor x that is sharded along batch dimensions, with params that are replicated, or sharded along the same dimension.
+Each process inverts its own events: f and g see plain tensors, nothing is gathered, and y is sharded as x is. Values,
+first and second derivatives are tested against those of one process. What f closes over must be passed as a param
+instead, and an error is that of one process, with an index that counts in its part; the others go on. A compiled
+function breaks its graph at the call.
+
+With a foreign g the same is said by hand:
+
+```python
+from torch.distributed.tensor import Partial, Replicate, Shard
+from torch.distributed.tensor.experimental import local_map
+
+sharded = local_map(
+    inv,
+    in_placements=([Shard(0)], [Replicate()]),  # of x and of one param
+    in_grad_placements=([Shard(0)], [Partial()]),
+    out_placements=[Shard(0)],
+    device_mesh=mesh,
+)
+y = sharded(x, a)
+```
+
+`Partial()` matters: each process finds the part of the param's gradient that its own events contribute. Without
+`in_grad_placements`, `local_map` takes that part for the whole, and the gradient is silently wrong. Everything else
+that is a DTensor (`solve`, `with_log_det`, `jacobian`, an `implicit_function`, torch.func, events that are cut in
+pieces) is a `TransformError` that names this recipe.
 """
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.overrides import has_torch_function, has_torch_function_unary
 
-from backsolve import _compiled, _functional, _solve, errors
+from backsolve import _compiled, _functional, _sharded, _solve, errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule
 from backsolve._solution import FLOATS, OnFailure, Solution, Tolerance
 from backsolve._solve import ParamEventDims, Problem
-from backsolve._torch import active_transform, never_compiled
+from backsolve._torch import PLAIN, active_transform, is_distributed, never_compiled, unwrap
 from backsolve.jacobians import Dense, Diagonal, Jacobian
 from backsolve.solvers.foreign import Solver, as_solver, name_of
 
@@ -51,6 +51,8 @@ class Inverse:
             ResidualError: `f(y)` is not x (with `on_failure="raise"`).
             SingularJacobianError, StructureError: in the backward pass, J has no inverse or not the declared structure.
         """
+        if type(x) not in PLAIN and is_distributed(x):
+            return _sharded_call(self._problem, self, x, params, kwargs)
         return self._run(x, params, kwargs).y
 
     def solve(self, x: Tensor, /, *params: Any, **kwargs: Any) -> Solution:
@@ -112,6 +114,8 @@ class Inverse:
             and x.dim() >= problem.rule.event_dim
         ):
             raise _bad_x(problem, x)
+        if type(x) not in PLAIN and is_distributed(x):
+            raise errors.distributed(problem.call, "the value of y alone", "a question about x that has other answers")
         if problem.rule.jacobian.equations is not None:  # c(y, x, *params) = 0: x is one of the params
             if is_compiling():
                 return _compiled_call(problem, None, Arguments((x, *params), kwargs), report)
@@ -359,6 +363,8 @@ def _check_call(problem: Problem, x: Tensor | None, arguments: Arguments) -> Non
         return
     like = x if x is not None else next((t for t in arguments.tensors if t.dim()), None)
     for t in arguments.tensors:
+        if type(t) not in PLAIN and is_distributed(t):
+            raise errors.distributed(problem.call, "an x that is a DTensor, too", errors.describe(t))
         if like is not None and t.device != like.device and t.dim():
             raise errors.mixed_devices(problem.call, like, t)
 
@@ -368,11 +374,16 @@ Solved = _solve.Solved | _functional.Solved | _compiled.Solved
 
 def _call(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: bool) -> Solved:
     """By the lean path, or by the one that composes with the transforms."""
-    solve = _functional.solve if active_transform() else _solve.solve
-    return solve(problem, x, arguments, report=report)
+    if not active_transform():
+        return _solve.solve(problem, x, arguments, report=report)
+    for t in arguments.tensors if x is None else (x, *arguments.tensors):
+        if is_distributed(unwrap(t)[0]):
+            raise errors.distributed(problem.call, "an eager call, without torch.func", "a DTensor inside a transform")
+    return _functional.solve(problem, x, arguments, report=report)
 
 
 _uncompiled_call = never_compiled(_call)  # what walks autograd graphs must not be traced
+_sharded_call = never_compiled(_sharded.call)
 
 
 def _compiled_call(problem: Problem, x: Tensor | None, arguments: Arguments, report: bool) -> Solved:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
@@ -16,6 +17,7 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters, te
 from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.autograd.variable import Variable
+from torch.nn import Parameter
 from torch.nn.utils import parametrize
 
 _TORCH: Any = torch
@@ -26,6 +28,9 @@ _NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
 _ENGINE: Any = Variable._execution_engine
 LEAF_NODE: Any = _C._functions.AccumulateGrad
 """The node that ends every path of a graph and holds its leaf tensor as `variable`."""
+
+PLAIN = (Tensor, Parameter)
+"""The types of a tensor that is no subclass: wrappers of torch.func and dual tensors have them, DTensors have not."""
 
 eager_apply: Any = vars(_C._FunctionBase)["apply"]
 """`torch.autograd.Function.apply` without its look at torch.func, a third of its time: for use where none is active."""
@@ -104,6 +109,12 @@ def pull_back_many(outputs: tuple[GradientEdge, ...], leaf: Tensor, cotangents: 
         return None if found is None else _C._functorch._remove_batch_dim(found, level, len(cotangents), 0)
     finally:
         _C._functorch._vmap_decrement_nesting()
+
+
+def is_distributed(value: Any) -> bool:
+    """Whether a value is a DTensor; torch does not import them by itself."""
+    module: Any = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:

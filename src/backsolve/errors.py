@@ -189,6 +189,20 @@ def forgotten_problem() -> TransformError:
     )
 
 
+def distributed(call: str, expected: str, got: str) -> TransformError:
+    """A call on DTensors that cannot be made part by part."""
+    return TransformError(
+        document(
+            call,
+            "a DTensor is inverted without communication, by each process its own events.",
+            expected=expected,
+            got=got,
+            remedy="apply torch.distributed.tensor.experimental.local_map to the Inverse, with in_grad_placements: "
+            "Partial() for params that are replicated while x is sharded; or redistribute x before the call",
+        )
+    )
+
+
 def unforeseen_shape(call: str, expected: Any, got: Any) -> TransformError:
     """g returned another shape than the one that the compiler was told."""
     return TransformError(

@@ -368,8 +368,8 @@ MUTANTS = (
     Mutant(
         name="known entries are compared with nothing",
         file="backsolve/_attach.py",
-        old="at = linearize(at.forward, at.y, to_y=True)",
-        new="at = linearize(at.forward, at.y, to_y=False)",
+        old="at = linearize(at.forward, at.y, to_y=True)\n            if not at.depends_on_y:  # an opaque f",
+        new="at = linearize(at.forward, at.y, to_y=False)\n            if not at.depends_on_y:  # an opaque f",
         tests=("tests/test_structure.py::test_wrong_entries_are_found",),
     ),
     Mutant(
@@ -469,5 +469,19 @@ MUTANTS = (
         old="agrees = False if wrong.any() else True if clear.any() else None",
         new="agrees = True if clear.any() else None",
         tests=("tests/test_diagnose.py::test_a_lost_second_derivative_is_found",),
+    ),
+    Mutant(
+        name="DTensor: the gradient of a replicated param is that of the own events",
+        file="backsolve/_sharded.py",
+        old="_partial() if of_x.is_shard() and of_t.is_replicate() else of_t",
+        new="of_t",
+        tests=("tests/test_distributed.py::test_in_two_processes",),
+    ),
+    Mutant(
+        name="DTensor: a replicated param may be as large as x",
+        file="backsolve/_sharded.py",
+        old="return same < 0 or t.shape[same] == 1",
+        new="return True",
+        tests=("tests/test_distributed.py::test_in_two_processes",),
     ),
 )
