@@ -140,13 +140,17 @@ class Replacing(TorchFunctionMode):
     def __init__(self, replacements: dict[int, Tensor]) -> None:
         super().__init__()
         self.replacements = replacements
+        self.met: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*self._replace(args), **self._replace(kwargs or {}))
 
     def _replace(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self.replacements.get(id(value), value)
+            if id(value) not in self.replacements:
+                return value
+            self.met.add(id(value))
+            return self.replacements[id(value)]
         if type(value) in (tuple, list):
             return type(value)(self._replace(v) for v in value)
         if type(value) is dict:
