@@ -33,6 +33,7 @@ class Problem:
         event_dim: how many rightmost dimensions f mixes.
         dtype: the dtype to measure with.
         remembered: whether g answers from memory while it is measured, so that a long solver hides nothing.
+        bounds: of y, where only f is known.
         floor: an autograd.Function that sees f only through autograd, where there is a shorter one than for any f.
         structures: what else than the default a user could declare of J, by name.
         contracts: whether `y - (f(y) - x)` is a contraction, so that packages for fixed points can take part.
@@ -53,6 +54,7 @@ class Problem:
     floor: type[torch.autograd.Function] | None = None
     structures: Mapping[str, Jacobian] = field(default_factory=dict)
     contracts: bool = False
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class Case:
         """The table that the row stands in."""
         if self.task == "Hessian-vector product":
             return "Second derivatives"
+        if self.task == "inversion":
+            return "Only f is known"
         if self.task != "gradients":
             return "Calls without a backward pass"
         if (self.problem.structures and not self.problem.entries) or self.problem.dtype == torch.float32:
@@ -101,7 +105,7 @@ class Case:
         """x and the params."""
         torch.manual_seed(0)
         given = self.problem.inputs(*self.size)
-        wanted = self.task != "no gradient"
+        wanted = self.task not in ("no gradient", "inversion")
         return tuple(t.to(self.device, self.problem.dtype).detach().requires_grad_(wanted) for t in given)
 
     @cached_property
@@ -178,4 +182,5 @@ TASKS: dict[str, Callable[..., Sequence[Tensor]]] = {
     "Hessian-vector product": _hessian_vector,
     "call only": _value,  # forward, ready for a backward pass
     "no gradient": _value,  # nothing needs one
+    "inversion": _value,  # nor has anybody a g
 }

@@ -53,6 +53,8 @@ PROMISES = [
     _extra_microseconds("arcsin, n = 1, no gradient", "backsolve", "hand-written", 10.0),
     *(_ratio(f"dense, n = {n}, batch {b}", "backsolve", "hand-written", 2.2) for n in (4, 32) for b in (1, 64, 256)),
     _ratio("arcsin, n = 1, Hessian-vector product", "backsolve", "closed form", 2.7),
+    _ratio("gamma quantile, n = 1,000,000, inversion", "Bracket", "one evaluation of f", 16.0),
+    _ratio("quantile of a mixture, n = 1,000,000, inversion", "Bracket", "one evaluation of f", 30.0),
     Promise(f"{_MILLION}: peak memory of backsolve, MiB", 25.0, lambda result: result["memory"][_MILLION]["backsolve"]),
     _exponent("arcsin", 0.1),
     _exponent("dense, batch 1", 0.1),

@@ -13,13 +13,16 @@ from benchmarks.problems import (
     CONVOLUTION,
     DENSE,
     DENSE_FLOAT32,
+    GAMMA,
     IMPLIED_VOLATILITY,
+    MIXTURE,
     REACTION_DIFFUSION,
 )
 
 PEERS = ("dense autograd.functional", "TorchOpt", "xitorch", "torchdeq", "zuko", "jaxopt", "optimistix")
 ARCSINS = ("hand-written", "floor", "closed form", "backsolve", "backsolve, f' given", "backsolve, f' given, no test")
 OTHERS = ("hand-written", "floor", "g alone", "backsolve")
+INVERSION = ("one evaluation of f", "Bracket", "50 bisections", "SciPy's find_root")
 KRYLOV = ("backsolve, GMRES", "backsolve, BiCGSTAB")
 SECOND = ("hand-written", "closed form", "backsolve")
 
@@ -47,6 +50,8 @@ WORKLOADS = [
     Case(DENSE, (3, 1), ("hand-written", "backsolve", *PEERS), "call only"),
     Case(ARCSIN, (1,), ("hand-written", "backsolve", *PEERS), "no gradient", quick=True),
     Case(ARCSIN, (1_000_000,), ("hand-written", "backsolve", *PEERS), "no gradient"),
+    Case(GAMMA, (1_000_000,), INVERSION, "inversion"),
+    Case(MIXTURE, (1_000_000,), INVERSION, "inversion"),
 ]
 
 # How the time grows, from sizes where the calls themselves no longer count to sizes whose memory malloc still keeps.

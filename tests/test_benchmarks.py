@@ -16,11 +16,13 @@ from benchmarks.problems import (
     CONVOLUTION,
     DENSE,
     DENSE_FLOAT32,
+    GAMMA,
     IMPLIED_VOLATILITY,
+    MIXTURE,
     REACTION_DIFFUSION,
 )
 from benchmarks.sampling import NoAnswerError, first_call
-from benchmarks.workloads import GROWTH, PROFILED, WORKLOADS
+from benchmarks.workloads import GROWTH, INVERSION, PROFILED, WORKLOADS
 
 TINY = {
     "arcsin": (5,),
@@ -67,6 +69,7 @@ def test_contestants_are_right(name, problem, task) -> None:
             "backsolve, Banded",
             "backsolve, GMRES",
             "backsolve, BiCGSTAB",
+            *INVERSION,
         }
         return
     outcome = judge(asked(name, case), run)
@@ -94,6 +97,15 @@ def test_solvers_solve(problem) -> None:
     x, *params = (t.double() for t in inputs)
     y = problem.g(x, *params)
     torch.testing.assert_close(problem.f(y, *params), x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("problem", [GAMMA, MIXTURE], ids=lambda p: p.name)
+@pytest.mark.parametrize("name", INVERSION)
+def test_inversions_are_right(name, problem) -> None:
+    case = Case(problem, (500,), INVERSION, "inversion")
+    outcome = judge(asked(name, case), CONTESTANTS[name](case))
+    assert not outcome.failure
+    assert outcome.error <= 1e-11
 
 
 @pytest.mark.parametrize("problem", [REACTION_DIFFUSION, CONVOLUTION, DENSE_FLOAT32], ids=lambda p: p.name)

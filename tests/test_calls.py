@@ -345,9 +345,7 @@ def test_f_must_not_write_into_y() -> None:
         leaky(double(-1.0, 2.0))
 
 
-@pytest.mark.parametrize(
-    "x", [torch.tensor([1, 2]), torch.tensor([True]), torch.tensor([1j]), 0.5, [0.5], np.ones(2), None]
-)
+@pytest.mark.parametrize("x", [torch.tensor([1, 2]), torch.tensor([True]), 0.5, [0.5], np.ones(2), None])
 def test_what_x_must_not_be(x: Any) -> None:
     with pytest.raises(
         errors.ArgumentError, match=r"inverse\(sin, arcsin\): x cannot be inverted(.|\n)*floating-point torch.Tensor"

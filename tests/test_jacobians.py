@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from backsolve import Banded, Dense, Diagonal, Triangular, errors, inverse
+from backsolve import Banded, Dense, Diagonal, MatrixFree, Triangular, errors, inverse
 from backsolve._linearize import Linearization
 from backsolve.jacobians import Jacobian
 from tests.problems import BY_NAME, CLAIMS, Problem
 from tests.test_derivatives import assert_close_orders, derivatives
+from tests.test_transforms import assert_same
+from tests.transforms import OF_PARAMS, OF_X, Transform
 
 EPS = torch.finfo(torch.float64).eps
 SEEDS = 400
@@ -54,6 +56,31 @@ def test_log_determinant_and_inverse(problem: Problem, structure: Jacobian) -> N
     assert_close_orders(derivatives(log_det, inputs, 2), derivatives(expected, inputs, 2), 512)
     found = inv.jacobian(*inputs).reshape(jacobian.shape)
     torch.testing.assert_close(found, jacobian, rtol=1e-12, atol=1e-13)
+
+
+@each_claim
+def test_batched_cotangents(problem: Problem, structure: Jacobian) -> None:
+    inputs = problem.inputs()
+    y, exact = problem.explicit(jacobian=structure)(*inputs), problem.exact(*inputs)
+    vs = torch.randn(3, *y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0))
+    found, expected = (torch.autograd.grad(t, inputs, vs, is_grads_batched=True) for t in (y, exact))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+TRANSFORMED = [
+    pytest.param(problem, structure, transform, id=f"{problem}, {type(structure).__name__}, {name}")
+    for problem, structure in CLAIMS
+    if structure != MatrixFree("bicgstab", rtol=1e-15)  # under a transform MatrixFree forms J, whatever the method
+    for name, transform in {**OF_X, **OF_PARAMS}.items()
+    if name in OF_X or len(problem.inputs()) > 1
+]
+
+
+@pytest.mark.parametrize(("problem", "structure", "transform"), TRANSFORMED)
+def test_every_transform(problem: Problem, structure: Jacobian, transform: Transform) -> None:
+    inputs = tuple(t.detach() for t in problem.inputs())
+    assert_same(transform(problem.explicit(jacobian=structure), inputs), transform(problem.exact, inputs))
 
 
 ENTRIES = [

@@ -289,6 +289,11 @@ def test_events_side_by_side_do_not_mix() -> None:
     structure = BandLU(1, 1)
     e, b = vector(4, 3, 5), vector(4, 5, 1)
     good = Factored(structure, e).solve(b)
+    spoiled = b.clone()
+    spoiled[1, 3] = torch.nan
+    found = Factored(structure, e).solve(spoiled)
+    assert found.isnan().any(1).flatten().tolist() == [False, True, False, False]
+    assert torch.equal(found[[0, 2, 3]], good[[0, 2, 3]])
     e[1, 1, 2] = torch.nan
     e[2] = 0.0
     b[0, 3] = torch.nan

@@ -203,9 +203,14 @@ def test_a_preconditioner_saves_products() -> None:
 
 
 @each_method
-def test_a_singular_jacobian_does_not_converge(method: str) -> None:
-    a = torch.diag(torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))
-    x = torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_singular_jacobian_does_not_converge(method: str, rotated: bool) -> None:
+    """Exactly singular, and up to rounding errors: there is a solution then, of length 1e16."""
+    a = torch.diag(torch.tensor([1.0, 2.0, 3.0, 0.0], dtype=torch.float64))
+    if rotated:
+        q = torch.linalg.qr(random(0, 4, 4)).Q
+        a = q @ a @ q.mT
+    x = (a @ torch.ones(4, dtype=torch.float64)).requires_grad_()
     inv = inverse(lambda y: a @ y, lambda x: torch.ones_like(x), event_dim=1, jacobian=MatrixFree(method))
     with pytest.raises(errors.ConvergenceError):
         inv(x).sum().backward()
@@ -234,6 +239,8 @@ def test_what_needs_all_of_j_is_refused_where_it_is_large() -> None:
     for use in (inv.with_log_det, inv.jacobian):
         with pytest.raises(errors.StructureError, match=r"at most 1024 elements(.|\n)*of 1025 elements"):
             use(x)
+    with pytest.raises(errors.StructureError, match="a transform of torch needs all of J"):
+        torch.func.grad(lambda x: inv(x).sum())(x.detach())
     assert inv.with_log_det(x[:3])[1].item() == pytest.approx(-3 * math.log(2), rel=4 * EPS)
 
 

@@ -29,6 +29,7 @@ ROOMS = (
     "linalg",
     "_solution",
     "jacobians",
+    "_places",
     "_closure",
     "_linearize",
     "_attach",

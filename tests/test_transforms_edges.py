@@ -107,7 +107,7 @@ def test_functional_call_has_ended_when_the_gradient_is_taken(change: int, train
 @pytest.mark.parametrize("in_place", [True, False])
 def test_what_f_reads_changes_before_the_derivative(in_place: bool) -> None:
     held = [A.clone()]
-    _, pull = vjp(inverse(lambda y: held[0] * y.sinh(), lambda x: asinh(x, held[0])), X)
+    pull: Any = vjp(inverse(lambda y: held[0] * y.sinh(), lambda x: asinh(x, held[0])), X)[1]
     held[:] = [held[0].mul_(2) if in_place else held[0] * 2]
     with pytest.raises(errors.StructureError, match="another value at the same y"):
         pull(torch.ones_like(X))

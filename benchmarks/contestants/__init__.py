@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from benchmarks.case import Case, Run
-from benchmarks.contestants import backsolve, by_hand, jax_peers, torch_peers
+from benchmarks.contestants import backsolve, by_hand, jax_peers, numerical, torch_peers
 
 CONTESTANTS: dict[str, Callable[[Case], Run | None]] = {
     "g alone": by_hand.solver_alone,
@@ -22,9 +22,15 @@ CONTESTANTS: dict[str, Callable[[Case], Run | None]] = {
     "zuko": torch_peers.zuko,
     "jaxopt": jax_peers.jaxopt,
     "optimistix": jax_peers.optimistix,
+    "one evaluation of f": numerical.evaluation,
+    "Bracket": numerical.bracket,
+    "50 bisections": numerical.bisection,
+    "SciPy's find_root": numerical.scipy,
 }
 
 
 def asked(contestant: str, case: Case) -> Case:
-    """What a contestant computes of a case: g alone knows no gradients."""
+    """What a contestant computes of a case: g alone knows no gradients, and f is no inverse of itself."""
+    if contestant == "one evaluation of f":
+        return replace(case, problem=replace(case.problem, exact=lambda x, *_: x))
     return replace(case, task="no gradient") if contestant == "g alone" else case

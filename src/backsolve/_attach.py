@@ -21,7 +21,7 @@ from torch import Tensor
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._linearize import Forward, Linearization, Model, gradients, linearize, relinearize
-from backsolve._solution import OnFailure, first_index, handle_failure
+from backsolve._solution import OnFailure, event_norm, first_index, handle_failure
 from backsolve._torch import (
     GradMode,
     eager_apply,
@@ -38,6 +38,7 @@ from backsolve.jacobians import (
     find_coupling,
     find_false_derivative,
     find_wrong_entries,
+    gaussian_like,
 )
 
 Gradients = list[Tensor | None]
@@ -63,15 +64,21 @@ class Rule:
     def assemble(self, at: Linearization) -> Assembled:
         """Assemble J, and verify its structure where that is due."""
         assembled = self.jacobian.assemble(at)
-        if self.verify and self._is_due(at.y, at.forward):
-            self._verify(at, assembled)
+        self._examine(at, assembled, self.verify and self._is_due(at.y, at.forward))
         return assembled
 
     def verify_if_due(self, y: Tensor, forward: Forward) -> None:
         """Verify the structure of J, where nothing else needs J to be assembled."""
-        if self.verify and self._is_due(y, forward):
+        due = self.verify and self._is_due(y, forward)
+        if due or y.is_complex():
             at = linearize(forward, y)
-            self._verify(at, self.jacobian.assemble(at))
+            self._examine(at, self.jacobian.assemble(at), due)
+
+    def _examine(self, at: Linearization, assembled: Assembled, due: bool) -> None:
+        if at.y.is_complex():
+            self._check_holomorphic(at)
+        if due:
+            self._verify(at, assembled)
 
     def _is_due(self, y: Tensor, forward: Forward) -> bool:
         """Whether to probe: the first time for an event shape, dtype, device and pattern of batch dimensions of size 1.
@@ -97,11 +104,27 @@ class Rule:
             return result
         return handle_failure(self.on_failure, failed, event_dim, result, lambda: self._singular(failed, assembled))
 
-    def _singular(self, failed: Tensor, assembled: Assembled) -> errors.SingularJacobianError:
+    def _singular(self, failed: Tensor, assembled: Assembled) -> errors.BacksolveError:
+        if isinstance(assembled, MatrixFreeAt) and assembled.unsolved is not None:
+            return assembled.unsolved[1]
         first = first_index(failed)
         noun = "event" if self.event_dim else "element"
         numbers = assembled.numbers(first)
         return errors.singular(self.call, noun, int(failed.sum()), failed.numel(), first, numbers)
+
+    @torch.no_grad()
+    def _check_holomorphic(self, at: Linearization) -> None:
+        """Refuse an f whose real derivative is not complex linear: then `J^H (i u) = i J^H u` fails."""
+        if at.known is not None:
+            at = linearize(at.forward, at.y, to_y=True)
+            if not at.depends_on_y:
+                return
+        u = gaussian_like(at.y)
+        one, other = 1j * at.pull(u), at.pull(1j * u)
+        size = torch.maximum(event_norm(one, self.event_dim), event_norm(other, self.event_dim))
+        wrong = event_norm(one - other, self.event_dim) > torch.finfo(u.dtype).eps ** 0.75 * size
+        if wrong.any():
+            raise errors.not_holomorphic(self.call, first_index(wrong))
 
     @torch.no_grad()
     def _verify(self, at: Linearization, assembled: Assembled) -> None:

@@ -8,16 +8,17 @@ overlap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
-from torch.overrides import TorchFunctionMode, has_torch_function_unary
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, has_torch_function_unary
 
 from backsolve import errors
+from backsolve._places import Place, places_of
 from backsolve._torch import LEAF_NODE, is_differentiated, is_functorch_wrapped, sequence_number
 
 Edge = tuple[Node, int]
@@ -30,10 +31,12 @@ class Capture:
     Attributes:
         tensor: what gradients flow to, an input of the implicit rule.
         read: the object that f reads, by whose identity it is replaced; None for a leaf, which f may go on reading.
+        places: where it stood in modules. Where something else stands by now, it is put back while f runs.
     """
 
     tensor: Tensor
     read: Tensor | None
+    places: Sequence[Place] = ()
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,11 @@ class Reading(TorchFunctionMode):
         super().__init__()
         self.own = {id(t): t for t in given}  # alive, so that no id is used twice
         self.read: dict[int, Tensor] = {}
+        self.paused = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.paused:
+            return func(*args, **(kwargs or {}))
         for tensor in _tensors((args, kwargs)):
             if id(tensor) not in self.own:
                 self.read.setdefault(id(tensor), tensor)
@@ -178,9 +184,28 @@ class Reading(TorchFunctionMode):
             self.own[id(tensor)] = tensor
         return result
 
-    def captures(self) -> list[Capture]:
-        """What f closes over; as in `Recording`, the modes outside of this one may replace it."""
-        return [Capture(t.view_as(t), t) for t in self.read.values() if is_differentiated(t)]
+    def captures(self, functions: Iterable[Any]) -> list[Capture]:
+        """What f closes over; as in `Recording`, the modes outside of this one may replace it.
+
+        Args:
+            functions: f, and what else was called; the modules in them are searched for what was read.
+        """
+        read = [t for t in self.read.values() if is_differentiated(t)]
+        places = places_of(read, functions)
+        return [Capture(t.view_as(t), t, places[id(t)]) for t in read]
+
+
+@contextmanager
+def unread() -> Iterator[None]:
+    """A context whose reads have no derivative, those of a solver, and are nobody's captures."""
+    modes = [m for m in _get_current_function_mode_stack() if isinstance(m, Reading) and not m.paused]
+    for mode in modes:
+        mode.paused = True
+    try:
+        yield
+    finally:
+        for mode in modes:
+            mode.paused = False
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -243,7 +268,24 @@ def _leads_to(leaf: Tensor, values: Sequence[Tensor], graph: Graph) -> bool:
 def replacing(captures: Sequence[Capture], stand_ins: Sequence[Tensor]) -> AbstractContextManager[Any]:
     """A context in which f sees the stand-ins of those captured tensors that are replaced."""
     swapped = {id(c.read): t for c, t in zip(captures, stand_ins, strict=True) if c.read is not None}
+    put = [(p, c.read) for c in captures for p in c.places if p[0].get(p[1]) is not c.read]
+    if put:
+        return _putting_back(put, Replacing(swapped))
     return Replacing(swapped) if swapped else nullcontext()
+
+
+@contextmanager
+def _putting_back(read: Sequence[tuple[Place, Tensor | None]], mode: Replacing) -> Generator[None]:
+    """Put tensors back into the places where f read them."""
+    before = [(held, name, held.get(name)) for (held, name), _ in read]
+    try:
+        for (held, name), tensor in read:
+            held[name] = tensor
+        with mode:
+            yield
+    finally:
+        for held, name, tensor in before:
+            held[name] = tensor
 
 
 def _closed_over(graph: Graph, known: Sequence[Tensor]) -> tuple[list[Tensor], list[Edge]]:

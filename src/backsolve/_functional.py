@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from backsolve import errors
 from backsolve._arguments import Arguments
@@ -63,7 +64,7 @@ class Mapped(Forward):
                 values = evaluate(y, tensors[:n_params])
             for capture in self.captures:
                 if id(capture.read) not in mode.met:  # its gradient would be 0
-                    raise errors.no_longer_read(self.inner.model.call, capture.tensor)
+                    raise errors.no_longer_read(self.inner.model.call, errors.describe(capture.tensor))
             return values
 
         mapped = of_tensors
@@ -194,12 +195,15 @@ class _Attached(torch.autograd.Function):
         ctx.rule, ctx.forward, _, z, x, *tensors = inputs
         ctx.has_x = x is not None
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output, z, *tensors)
-        ctx.save_for_forward(output, z, *tensors)
+        ctx.has_value = z is not None
+        saved = (output, *([] if z is None else [z]), *tensors)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        y, z, *inputs = (None if t is None else alive(t) for t in ctx.saved_tensors)
+        y, *inputs = map(alive, ctx.saved_tensors)
+        z = inputs.pop(0) if ctx.has_value else None
         (v,) = grads
         if v is None:
             return (None,) * (5 + len(inputs))
@@ -213,7 +217,8 @@ class _Attached(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         # torch switches forward mode off in here, and a nested jvp would silently be 0 (pytorch issue 197867)
         with tangents_of_tangents():
-            y, z, *inputs = (None if t is None else _primal(t) for t in ctx.saved_tensors)
+            y, *inputs = (_primal(t) for t in ctx.saved_tensors)
+            z = inputs.pop(0) if ctx.has_value else None
             t_x, *t_inputs = (None if t is None else _primal(t) for t in tangents[4:])
             with without_autocast(y.device):
                 at = Functional(ctx.forward, y, inputs)
@@ -276,10 +281,17 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
     inputs = (*arguments.tensors, *(c.tensor for c in captures))
     forward = Mapped(inner, captures, Mapping(), inputs)
     y, z, check = _checked(problem, forward, solution, x, report)
-    result = _Attached.apply(problem.rule, forward, y, z, x, *inputs)
+    result = _attach(problem.rule, forward, y, z, x, *inputs)
     if check is not None and problem.rule.on_failure == "nan":
         result = spoil(check.failed, problem.rule.event_dim, result)
     return Solved(result, z, check, problem.rule, forward, solution.iterations)
+
+
+def _attach(rule: Rule, forward: Mapped, y: Tensor, *tensors: Tensor | None) -> Tensor:
+    """Apply the rule; inside the f of another Inverse as a torch function, so that it knows the result for its own."""
+    if has_torch_function_unary(y):
+        return handle_torch_function(_attach, (y,), rule, forward, y, *tensors)
+    return _Attached.apply(rule, forward, y, *tensors)
 
 
 def _captures(forward: Forward, y: Tensor) -> list[Capture]:
@@ -287,13 +299,18 @@ def _captures(forward: Forward, y: Tensor) -> list[Capture]:
     if forward.model.closes_over_nothing:
         return []
     given = [t.view_as(t) for t in (y, *forward.arguments.tensors)]
-    found: list[Reading] = []
-    while len(found) < 2 and (not found or found[0].captures()):
+
+    def read() -> tuple[Reading, Sequence[Tensor]]:
         with Reading(given) as reading, GradMode(True):
-            forward.with_entries(given[0], given[1:])
-        found.append(reading)
-    # What f makes by custom Functions is not seen to be its own, but is new each time.
-    return [c for c in found[0].captures() if id(c.read) in found[-1].read]
+            return reading, forward.with_entries(given[0], given[1:])
+
+    reading, values = read()
+    captures = reading.captures((forward.model.f, forward.model.jacobian.entries))
+    again = read()[0].read if captures else {}
+    if any(id(v) not in reading.own for v in values) or any(id(c.read) not in again for c in captures):
+        # Something else than a torch function made it, and nobody has seen from what.
+        raise errors.unseen_code(forward.model.call)
+    return captures
 
 
 def _checked(

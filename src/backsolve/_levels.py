@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from backsolve._closure import unread
 from backsolve._torch import GradMode, add_mapped_dim, outside_of_transforms, unwrap
 
 Outputs = Sequence[Tensor | None]
@@ -77,7 +79,8 @@ def concretely(run: Callable[[Sequence[Tensor], Mapping], Outputs], tensors: Seq
         levels = sorted({level for _, owned in stripped for level in owned})
         sizes = tuple(next(t.shape[owned.index(n)] for t, owned in stripped if n in owned) for n in levels)
         mapping = Mapping(sizes, tuple(tuple(n in owned for n in levels) for _, owned in stripped))
-        outputs = run([t for t, _ in stripped], mapping)
+        with unread():
+            outputs = run([t for t, _ in stripped], mapping)
         return [None if o is None else _dress(o, levels) for o in outputs]
 
 
@@ -90,6 +93,8 @@ def _strip(tensor: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def _dress(tensor: Tensor, levels: Sequence[int]) -> Tensor:
+    if has_torch_function_unary(tensor):  # inside the f of another Inverse, which must know this tensor for its own
+        return handle_torch_function(_dress, (tensor,), tensor, levels)
     for level in levels:
         tensor = add_mapped_dim(tensor, level)
     return tensor

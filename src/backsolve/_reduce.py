@@ -11,6 +11,11 @@ from torch import Tensor
 _PIECE = 2**17  # elements: the temporaries of a piece stay in the cache and in the allocator's pool
 
 
+def magnitude(t: Tensor) -> Tensor:
+    """|t|, in the place of a t that nobody else holds; complex numbers need another place."""
+    return t.abs() if t.is_complex() else t.abs_()
+
+
 def extremes(expression: Callable[..., Tensor], *tensors: Tensor) -> tuple[float, float]:
     """Return the minimum and the maximum of `expression(*tensors)`; NaN twice if any element is NaN.
 

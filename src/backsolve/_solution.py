@@ -43,7 +43,7 @@ class Solution:
         return self._log_abs_det()
 
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 _HALF_THE_DIGITS = {dtype: math.sqrt(torch.finfo(dtype).eps) for dtype in FLOATS}
 
 
@@ -186,6 +186,8 @@ def obviously_solved(x: Tensor, z: Tensor, rtol: float) -> bool:
         return abs(z.item() - target) <= rtol * abs(target) < math.inf
     if not z.numel():
         return True
+    if x.is_complex():
+        return extremes(lambda z, x: (z / x - 1).abs(), z, x.detach())[1] <= rtol
     low, high = extremes(torch.div, z, x.detach())
     return 1 - rtol <= low and high <= 1 + rtol  # NaN compares false
 
@@ -253,7 +255,7 @@ def residual_error(
 
 
 def _remedy(check: Check, y: Tensor, x: Tensor, z: Tensor, event_dim: int) -> str:
-    for name, period in PERIODS.items():
+    for name, period in ({} if y.is_complex() else PERIODS).items():
         turns = ((z - x).detach() / period)[check.failed].reshape(int(check.failed.sum()), -1)  # (failed, event)
         whole = (turns - turns.round()).abs() < 1e-4
         if whole.all() and (turns.round() != 0).any(1).all():

@@ -159,6 +159,8 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
 def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward: Forward) -> Found:
     """Call g on detached tensors, without a graph, and make sure that what it returns can be y; or solve with f."""
     if problem.numerical:
+        if x is not None and x.is_complex():
+            raise errors.complex_bracket(problem.call, problem.solver)
         solution = problem.numerical.find(forward, None if x is None else x.detach())
         if solution.error is not None and problem.rule.on_failure == "raise":
             raise solution.error()
@@ -173,14 +175,17 @@ def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward
         raise errors.solver_changed_input(problem.call, "x" if versions(first) != before[: len(first)] else "params")
     fresh = isinstance(problem.solver, NumpySolver) or not isinstance(result, Tensor)
     held = getrefcount(result) > _REFERENCES
-    y = as_solution(
-        problem.rule.call, result, next((t for t in given if t.is_floating_point()), None) if x is None else x
-    )
+    y = as_solution(problem.rule.call, result, next(filter(has_derivatives, given), None) if x is None else x)
     if x is not None and x.shape != y.shape:
         _check_broadcast(problem, forward, y, x)
     del result
     # A buffer that g will write to again, a view of x, a weight: y must not change with them.
     return Found(y if fresh or (owns_its_memory(y) and not held) else y.clone())
+
+
+def has_derivatives(t: Tensor) -> bool:
+    """Whether a tensor is of a type that can carry a gradient."""
+    return t.is_floating_point() or t.is_complex()
 
 
 def _count_references() -> int:

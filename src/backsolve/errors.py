@@ -112,16 +112,13 @@ def bad_setting(call: str, setting: str, expected: str, got: Any) -> ArgumentErr
 
 def bad_input(call: str, x: Any) -> ArgumentError:
     """An x that is no floating-point tensor."""
-    remedy = "convert it first, for example torch.as_tensor(x, dtype=torch.float64)"
-    if hasattr(x, "is_complex") and x.is_complex():
-        remedy = "write f over the real and imaginary parts; complex tensors are not supported yet"
     return ArgumentError(
         document(
             call,
             "x cannot be inverted.",
-            expected="a real floating-point torch.Tensor x, dense and with data, of 16, 32 or 64 bits",
+            expected="a floating-point torch.Tensor x, dense and with data, of 16, 32 or 64 bits, or a complex one",
             got=describe(x),
-            remedy=remedy,
+            remedy="convert it first, for example torch.as_tensor(x, dtype=torch.float64)",
         )
     )
 
@@ -214,6 +211,19 @@ def other_closure(call: str) -> TransformError:
             expected="an f that reads the same tensors inside and outside of the compiled function",
             got="two values of f(y); were parameters swapped, as by torch.func.functional_call?",
             remedy="pass the tensors explicitly: f(y, tensor) and the call inverse(...)(x, tensor)",
+        )
+    )
+
+
+def unseen_code(call: str) -> TransformError:
+    """Under torch.func, f calls code that does not show what it reads."""
+    return TransformError(
+        document(
+            call,
+            "under a transform f calls code that does not show which tensors it reads.",
+            expected="an f made of torch functions",
+            got="a tensor that no torch function made, but TorchScript, or a custom Function in forward mode",
+            remedy="use the Python function instead of the scripted one; or take the derivatives with backward()",
         )
     )
 
@@ -416,6 +426,32 @@ def singular_values(matrix: Any) -> str:
     return f"the singular values of J reach from {values[0].item():.3g} down to {values[-1].item():.3g}"
 
 
+def not_holomorphic(call: str, index: tuple[int, ...]) -> StructureError:
+    """A complex f that depends on the conjugate of y."""
+    return StructureError(
+        document(
+            call,
+            "f is not holomorphic: its derivative at a complex y is not one complex number, or matrix.",
+            expected="an f of complex tensors without conj, abs, real, imag, angle and the like of y",
+            got=f"a derivative that is not complex linear at index {index}",
+            remedy="write f over the real and imaginary parts of y, as torch.view_as_real gives them, with event_dim=1",
+        )
+    )
+
+
+def complex_bracket(call: str, solver: Any) -> ArgumentError:
+    """A numerical solver was given complex numbers."""
+    return ArgumentError(
+        document(
+            call,
+            "backsolve's own solvers invert real functions.",
+            expected="a real x",
+            got=f"a complex x with {solver!r}",
+            remedy="give a g for complex numbers, or write f over the real and imaginary parts",
+        )
+    )
+
+
 def no_dependence(call: str) -> StructureError:
     """f(y) does not depend on y in the eyes of autograd."""
     return StructureError(
@@ -541,14 +577,14 @@ def changed_between(call: str, difference: float) -> StructureError:
     )
 
 
-def no_longer_read(call: str, tensor: Tensor) -> StructureError:
+def no_longer_read(call: str, what: str) -> StructureError:
     """f read a tensor in the call, and does not read it when it is evaluated again for the derivative."""
     return StructureError(
         document(
             call,
             "f does not read the same tensors in the derivative as in the call.",
             expected="every tensor that f closes over to be the same object until the derivative is taken",
-            got=f"{describe(tensor)} that f no longer reads; was it swapped, as by torch.func.functional_call?",
+            got=f"{what} that f no longer reads; was it swapped, as by torch.func.functional_call?",
             remedy="pass the tensor explicitly: f(y, tensor) and the call inverse(...)(x, tensor)",
         )
     )

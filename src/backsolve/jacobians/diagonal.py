@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backsolve._reduce import extremes
+from backsolve._reduce import extremes, magnitude
 from backsolve.jacobians.base import Assembled, Entries, Jacobian, Linearized, evaluate_near
 
 _MANY = 2**14  # elements
@@ -115,7 +115,7 @@ class _DiagonalAt(Assembled):
             return not (change > 4 * eps * x and eps * change < x)
         if not z.numel():
             return False
-        low, high = extremes(lambda d, y, z: (d * y).div_(z).abs_(), d.detach(), y.detach(), z)
+        low, high = extremes(lambda d, y, z: magnitude((d * y).div_(z)), d.detach(), y.detach(), z)
         return not (low > 4 * eps and high < 1 / eps)
 
     def transposed_times(self, u: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 A `.detach()` on y, a no_grad, a way through NumPy, a hook, a cache or a Function with a wrong backward make it another
 one, and every gradient wrong without a word. Two evaluations of f settle the common case. Only if they disagree with J
 are tables of ever smaller steps made, in some directions; a unit is convicted if in most of them no step agrees with J,
-and three in a row agree with each other and with a smooth f. Kinks, steps and oscillations agree with J once the step
+and three in a row agree with each other. Kinks, steps and oscillations agree with J once the step
 is small; rounding noise agrees with nothing, nor with itself; at the end of its domain f raises or is NaN.
 """
 
@@ -17,7 +17,6 @@ from backsolve.jacobians.probe import gaussian_like
 
 _STEPS = 4.0 ** -torch.arange(6, dtype=torch.float64)  # relative to the first
 _SAME = 0.05  # how much a difference may change from step to step, relative to itself
-_BENT = 0.2  # how much the slopes on both sides may differ, relative to it
 _NOISE = 30.0  # how far a difference must stand above the noise of the values
 _DIRECTIONS, _ENOUGH = 5, 3  # a coupling may vanish along some of them
 
@@ -83,8 +82,9 @@ class _Line:
         steps = steps.reshape(-1, *(1,) * here.dim()).to(here)
         slopes = (ahead - behind) / (2 * steps)
         off, second = (slopes - self.by_jacobian).abs(), (ahead + behind - 2 * here).abs()
-        noise = torch.maximum(self.noise, second[-2:].amax(0)) / steps  # of small steps second differences are noise
-        clear = (off > self.noticed + _NOISE * noise) & (second <= _BENT * off * steps)
+        # Second differences of small steps are noise, or a kink: then slopes of larger steps mean little.
+        noise = torch.maximum(self.noise, second[-2:].amax(0)) / steps
+        clear = off > self.noticed + _NOISE * noise
         same = slopes.diff(dim=0).abs() <= _SAME * off[1:]
         lasting = (clear[:-2] & clear[1:-1] & clear[2:] & same[:-1] & same[1:]).any(0)
         # No step may agree with J, nor vanish in rounding; NaN compares false throughout.

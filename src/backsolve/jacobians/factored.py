@@ -45,7 +45,7 @@ class FactoredAt(Assembled):
         return self.a.solve(self._column(v), adjoint=True).reshape(v.shape).to(v.dtype)
 
     def log_abs_det(self) -> Tensor:
-        return self.a.log_abs_det().to(self.at.y.dtype)
+        return self.a.log_abs_det().to(self.at.y.dtype.to_real())
 
     def inverse(self) -> Tensor:
         batch, event = split(self.at.y, self.at.event_dim)
@@ -89,7 +89,7 @@ class FactoredAt(Assembled):
             return torch.full(batch, near is None, device=self.entries.device)
         change = _at_least_float32(near) - self.entries
         n = math.prod(split(self.at.y, self.at.event_dim)[1])
-        u = torch.arange(1.0, n + 1, dtype=change.dtype, device=change.device).cos().expand(*batch, n)[..., None]
+        u = torch.arange(1.0, n + 1, device=change.device).cos().to(change.dtype).expand(*batch, n)[..., None]
         steps: list[Tensor] = []
         for _ in range(8):
             u = self.a.solve(self.structure.times(change, u, False))
@@ -103,7 +103,7 @@ class FactoredAt(Assembled):
 
     def rounding(self, u: Tensor) -> Tensor:
         bound = self.structure.times(self.entries.abs(), self._column(u).abs(), True).reshape(u.shape)
-        return 8 * self.entries.shape[-2] * torch.finfo(u.dtype).eps * bound.to(u.dtype)
+        return 8 * self.entries.shape[-2] * torch.finfo(u.dtype).eps * bound.to(u.dtype.to_real())
 
     def numbers(self, index: tuple[int, ...]) -> str:
         if self.entries.shape[-1] > _PRINTABLE:

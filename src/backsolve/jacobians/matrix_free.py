@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from backsolve import errors
-from backsolve._torch import GradMode, active_transform
+from backsolve._torch import GradMode, active_transform, fold_batched_grads, is_grads_batched
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.factored import FactoredAt, dense_matrix, split
 from backsolve.linalg import LU, Krylov, Operator, bicgstab, gmres
@@ -30,7 +30,8 @@ class MatrixFree(Jacobian):
     end: what has not converged raises ConvergenceError or goes to the fallback. The derivative of such a solve is
     another one, to any order.
 
-    A J that is singular, or at a turning point, shows only as a solve that does not converge. The log-determinant,
+    A J that is singular, or at a turning point, shows only as a solve that does not converge; what happens then, says
+    `on_failure`. The log-determinant,
     `Inverse.jacobian`, torch.func, forward-mode AD and torch.compile need all of J, which is formed for events of up to
     1024 elements and refused with StructureError for larger ones.
 
@@ -90,6 +91,7 @@ class MatrixFreeAt(Assembled):
     def __init__(self, options: MatrixFree, at: Linearized) -> None:
         self.options = options
         self.at = at
+        self.unsolved: tuple[Tensor, errors.ConvergenceError] | None = None  # events of the last solve, which are NaN
 
     def suspicious(self) -> Tensor:
         return torch.ones((), dtype=torch.bool, device=self.at.y.device)
@@ -122,6 +124,12 @@ class MatrixFreeAt(Assembled):
         n = math.prod(split(b, self.at.event_dim)[1])
         if not b.numel():
             return b.clone()  # b itself would be an input and the output of one autograd node
+        if is_grads_batched(b):
+
+            def each(columns: Tensor) -> Tensor:
+                return torch.stack([self._iterate(apply, c, transposed) for c in columns.unbind(-1)], -1)
+
+            return fold_batched_grads(each, b)
         own = options.preconditioner
 
         def precondition(r: Tensor) -> Tensor:
@@ -135,12 +143,13 @@ class MatrixFreeAt(Assembled):
         u = found.solution.reshape(b.shape)
         if found.converged.all():
             return u
-        if options.fallback is None:
-            raise self._error(found, split(b, self.at.event_dim)[0])
-        direct = options.fallback.assemble(self.at)
-        by_fallback = direct.solve_transposed(b) if transposed else direct.solve(b)
         batch = split(b, self.at.event_dim)[0]
-        return torch.where(found.converged.reshape(*batch, *(1,) * self.at.event_dim), u, by_fallback)
+        converged = found.converged.reshape(*batch, *(1,) * self.at.event_dim)
+        if options.fallback is None:
+            self.unsolved = ~found.converged.reshape(batch), self._error(found, batch)
+            return torch.where(converged, u, torch.nan)
+        direct = options.fallback.assemble(self.at)
+        return torch.where(converged, u, direct.solve_transposed(b) if transposed else direct.solve(b))
 
     def _method(self, apply: Operator, b: Tensor, precondition: Operator | None) -> Krylov:
         options = self.options
@@ -163,7 +172,8 @@ class MatrixFreeAt(Assembled):
         return formed(self.at, "Inverse.jacobian").inverse()
 
     def singular(self) -> Tensor | None:
-        return None
+        """Which events the last solve left unsolved; a singular J shows in nothing else."""
+        return None if self.unsolved is None else self.unsolved[0]
 
     def singular_mask(self) -> Tensor:
         return torch.zeros(split(self.at.y, self.at.event_dim)[0], dtype=torch.bool, device=self.at.y.device)

@@ -39,7 +39,7 @@ def find_coupling(at: Linearized, assembled: Assembled, unit_dims: int) -> tuple
         for side in (0, 1):
             silent = suspects & (ranks.bitwise_right_shift(bit).bitwise_and(1) == side)
             mask = silent.reshape(silent.shape + (1,) * unit_dims)
-            leak = torch.where(mask, at.pull(u.masked_fill(mask, 0.0)), 0.0).nan_to_num(0.0, 0.0, 0.0).abs()
+            leak = torch.where(mask, at.pull(u.masked_fill(mask, 0.0)), 0.0).abs().nan_to_num(0.0, 0.0, 0.0)
             if leak.any():
                 first = tuple(int(i) for i in _per_unit(leak != 0, unit_dims).nonzero()[0])
                 return first, leak[first].max().item()

@@ -27,7 +27,7 @@ class NumpySolver:
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Convert the tensors to arrays, call fn, and give its result the dtype and device of the first tensor."""
         leaves, structure = pytree.tree_flatten((args, kwargs))
-        like = next((t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()), None)
+        like = next((t for t in leaves if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())), None)
         arrays = [self._to_array(t) if isinstance(t, Tensor) else t for t in leaves]
         args, kwargs = pytree.tree_unflatten(arrays, structure)
         return to_tensor(self.fn(*args, **kwargs), like, copy=self.may_write, call=f"numpy_solver({name_of(self.fn)})")
@@ -86,15 +86,17 @@ def to_tensor(result: Any, like: Tensor | None, *, copy: bool, call: str) -> Ten
         array = np.asarray(result)
     except ValueError:  # a ragged list
         array = None
-    if array is None or array.dtype.kind not in "fiu":
+    kinds = "fiuc" if like is not None and like.is_complex() else "fiu"
+    if array is None or array.dtype.kind not in kinds:
         raise errors.bad_solver_output(
             call,
             "a real floating-point array",
             errors.describe(result),
             "take .real of a result that is complex in type only; return one array, not a list of several",
         )
-    if array.dtype.itemsize > 8 or not array.dtype.isnative:  # long double, foreign byte order: unknown to torch
-        array, copy = array.astype(np.float64), False
+    known = np.complex128 if array.dtype.kind == "c" else np.float64
+    if array.dtype.itemsize > np.dtype(known).itemsize or not array.dtype.isnative:  # long double, foreign byte order
+        array, copy = array.astype(known), False
     tensor = torch.from_numpy(array.copy() if copy or not array.flags.writeable else array)
     return tensor.to(like) if like is not None else tensor
 
