@@ -95,13 +95,15 @@ def test_backward_of_functional_call() -> None:
 
 @pytest.mark.parametrize("trainable", [True, False])
 @pytest.mark.parametrize("change", [0, 1])
-def test_functional_call_has_ended_when_the_gradient_is_taken(change: int, trainable: bool) -> None:
-    """f reads the original weight by then: a gradient of 0, or one at the wrong weight."""
-    with pytest.raises(errors.StructureError, match="functional_call"):
-        grad(lambda w: call_with(w, trainable=trainable).sum())(A + change)
-    if change:
-        with pytest.raises(errors.StructureError, match="functional_call"):
-            grad(lambda x: call_with(A + change, x, trainable=trainable).sum())(X)
+def test_gradient_of_functional_call(change: int, trainable: bool) -> None:
+    """f has its original weight again when the gradient is taken."""
+    got = grad(lambda w: call_with(w, trainable=trainable).sum())(A + change)
+    assert_same(got, grad(lambda w: asinh(X, w).sum())(A + change))
+
+
+def test_a_swapped_weight_without_a_derivative() -> None:
+    got = grad(lambda x: call_with(A + 1, x, trainable=False).sum())(X)
+    assert_same(got, grad(lambda x: asinh(x, A + 1).sum())(X))
 
 
 @pytest.mark.parametrize("in_place", [True, False])

@@ -196,7 +196,7 @@ class Reading(TorchFunctionMode):
 
 
 @contextmanager
-def unread() -> Iterator[None]:
+def unread() -> Generator[None]:
     """A context whose reads have no derivative, those of a solver, and are nobody's captures."""
     modes = [m for m in _get_current_function_mode_stack() if isinstance(m, Reading) and not m.paused]
     for mode in modes:
@@ -275,14 +275,14 @@ def replacing(captures: Sequence[Capture], stand_ins: Sequence[Tensor]) -> Abstr
 
 
 @contextmanager
-def _putting_back(read: Sequence[tuple[Place, Tensor | None]], mode: Replacing) -> Generator[None]:
+def _putting_back(read: Sequence[tuple[Place, Tensor | None]], mode: Replacing) -> Generator[Replacing]:
     """Put tensors back into the places where f read them."""
     before = [(held, name, held.get(name)) for (held, name), _ in read]
     try:
         for (held, name), tensor in read:
             held[name] = tensor
         with mode:
-            yield
+            yield mode
     finally:
         for held, name, tensor in before:
             held[name] = tensor

@@ -20,7 +20,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule
-from backsolve._closure import Capture, Reading, Replacing
+from backsolve._closure import Capture, Reading, replacing
 from backsolve._levels import Mapping, Outputs, concretely
 from backsolve._linearize import Forward, check_value, linearize
 from backsolve._mapped_solver import solve_mapped
@@ -60,7 +60,7 @@ class Mapped(Forward):
         def of_tensors(y: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             if not self.captures:
                 return evaluate(y, tensors[:n_params])
-            with Replacing({id(c.read): t for c, t in zip(self.captures, tensors[n_params:], strict=True)}) as mode:
+            with replacing(self.captures, tensors[n_params:]) as mode:
                 values = evaluate(y, tensors[:n_params])
             for capture in self.captures:
                 if id(capture.read) not in mode.met:  # its gradient would be 0
