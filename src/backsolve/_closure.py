@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, has_torch_function_unary
+from torch.overrides import TorchFunctionMode, has_torch_function_unary
 
 from backsolve import errors
 from backsolve._places import Place, places_of
@@ -193,19 +193,6 @@ class Reading(TorchFunctionMode):
         read = [t for t in self.read.values() if is_differentiated(t)]
         places = places_of(read, functions)
         return [Capture(t.view_as(t), t, places[id(t)]) for t in read]
-
-
-@contextmanager
-def unread() -> Generator[None]:
-    """A context whose reads have no derivative, those of a solver, and are nobody's captures."""
-    modes = [m for m in _get_current_function_mode_stack() if isinstance(m, Reading) and not m.paused]
-    for mode in modes:
-        mode.paused = True
-    try:
-        yield
-    finally:
-        for mode in modes:
-            mode.paused = False
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

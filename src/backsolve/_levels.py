@@ -6,14 +6,14 @@ Under `vmap`, `grad` and `jvp` torch hands out wrapped tensors, one wrapper a le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.overrides import _get_current_function_mode_stack, handle_torch_function, has_torch_function_unary
 
-from backsolve._closure import unread
 from backsolve._torch import GradMode, add_mapped_dim, outside_of_transforms, unwrap
 
 Outputs = Sequence[Tensor | None]
@@ -79,9 +79,22 @@ def concretely(run: Callable[[Sequence[Tensor], Mapping], Outputs], tensors: Seq
         levels = sorted({level for _, owned in stripped for level in owned})
         sizes = tuple(next(t.shape[owned.index(n)] for t, owned in stripped if n in owned) for n in levels)
         mapping = Mapping(sizes, tuple(tuple(n in owned for n in levels) for _, owned in stripped))
-        with unread():
+        with _unread():
             outputs = run([t for t, _ in stripped], mapping)
         return [None if o is None else _dress(o, levels) for o in outputs]
+
+
+@contextmanager
+def _unread() -> Generator[None]:
+    """A context whose reads have no derivative, those of a solver, and are nobody's captures."""
+    modes: list[Any] = [m for m in _get_current_function_mode_stack() if getattr(m, "paused", None) is False]
+    for mode in modes:
+        mode.paused = True
+    try:
+        yield
+    finally:
+        for mode in modes:
+            mode.paused = False
 
 
 def _strip(tensor: Tensor) -> tuple[Tensor, list[int]]:
