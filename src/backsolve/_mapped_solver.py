@@ -62,6 +62,8 @@ def solve_mapped(problem: Problem, x: Tensor | None, arguments: Arguments, reads
     try:
         y, failed, iterations = concretely(run, (*given, *reads))
     except _Reads as found:
+        if any(found.tensor is r for r in reads):  # this call is made by the g of another Inverse, to which it is new
+            raise
         return solve_mapped(problem, x, arguments, (*reads, found.tensor))
     assert y is not None
     return Found(y, failed, iterations, reasons[0] if reasons else None)

@@ -212,6 +212,16 @@ def unwrap(tensor: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
     return tensor, mapped[::-1]
 
 
+def alive(tensor: Tensor) -> Tensor:
+    """The tensor without the wrappers of levels that have ended; custom Functions do not take them off by themselves.
+
+    A backward pass may run after the level of its forward pass, as that of `torch.func.vjp` does.
+    """
+    while (inner := _C._functorch.unwrap_if_dead(tensor)) is not tensor:
+        tensor = inner
+    return tensor
+
+
 def add_mapped_dim(tensor: Tensor, level: int) -> Tensor:
     """Let a level of vmap map the first dimension of a tensor."""
     return _C._functorch._add_batch_dim(tensor, 0, level)

@@ -582,10 +582,24 @@ def changed_between(call: str, difference: float) -> StructureError:
     return StructureError(
         document(
             call,
-            "f gave another value at the same y when it was evaluated again for a higher derivative.",
+            "f gave another value at the same y when it was evaluated again for a derivative.",
             expected="a deterministic f whose tensors do not change between the call and the backward pass",
             got=f"values that differ by up to {difference:.3g}",
-            remedy="do not change what f reads before the backward pass; switch off dropout and other randomness",
+            remedy="do not change what f reads before the backward pass (torch.func.functional_call does: pass the "
+            "tensors as params, f(y, tensor), instead); switch off dropout and other randomness",
+        )
+    )
+
+
+def no_longer_read(call: str, what: str) -> StructureError:
+    """f read a tensor in the call, and does not read it when it is evaluated again for the derivative."""
+    return StructureError(
+        document(
+            call,
+            "f does not read the same tensors in the derivative as in the call.",
+            expected="every tensor that f closes over to be the same object until the derivative is taken",
+            got=f"{what} that f no longer reads; was it swapped, as by torch.func.functional_call?",
+            remedy="pass the tensor explicitly: f(y, tensor) and the call inverse(...)(x, tensor)",
         )
     )
 
