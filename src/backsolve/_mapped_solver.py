@@ -111,7 +111,12 @@ class MappedCall:
             found = self._run(folded, closure)
         except (errors.SolverOutputError, errors.ForwardOutputError):  # one sample at a time has a clearer error
             return None
-        return found if found.y.shape[: len(mapping)] == mapping.sizes else None
+        except errors.BacksolveError:
+            raise
+        except Exception:  # noqa: BLE001 (g may not broadcast, and raise whatever it likes)
+            return None
+        rank = len(mapping) + most + self.problem.rule.event_dim
+        return found if found.y.dim() == rank and found.y.shape[: len(mapping)] == mapping.sizes else None
 
     def _loop(self, given: Sequence[Tensor], closure: Sequence[Tensor], mapping: Mapping) -> Found:
         """One call of g for each index of the outermost mapped dimension."""

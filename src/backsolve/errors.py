@@ -176,6 +176,19 @@ def uncompiled_argument(call: str, value: Any) -> TransformError:
     )
 
 
+def compiled_without_tangents(call: str) -> TransformError:
+    """A compiled function is called in forward mode, for which it was not traced."""
+    return TransformError(
+        document(
+            call,
+            "this compiled function was traced for backward passes, and would lose the tangent.",
+            expected="a first call inside of forward_ad.dual_level, or torch.func.jvp inside of the compiled function",
+            got="a dual level that was entered after compiling",
+            remedy="compile x, t -> torch.func.jvp(inv, (x,), (t,)), or call the uncompiled function",
+        )
+    )
+
+
 def forgotten_problem() -> TransformError:
     """A compiled function outlived the Inverse that it calls."""
     return TransformError(
