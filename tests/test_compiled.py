@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import optimize
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from backsolve import Dense, errors, implicit_function, inverse
 from backsolve.solvers import numpy_solver
@@ -251,3 +252,28 @@ def test_the_double_backward_is_refused_by_torch() -> None:
 
 def test_the_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "python -m tests.transforms_page"
+
+
+def test_forward_mode_around_a_compiled_function() -> None:
+    """Traced inside of a dual level it has tangents; traced before, it refuses."""
+    t = torch.ones_like(x_leaf)
+    inv = inverse(torch.sin, np.arcsin)
+    for function, known in ((compiled(inv), False), (compiled(lambda x: inv(x)), True)):
+        if known:
+            function(x_leaf)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x_leaf, t)
+            try:
+                tangent = forward_ad.unpack_dual(function(dual)).tangent
+            except errors.TransformError:
+                assert known
+            else:
+                assert_same(tangent, 1 / (1 - x_leaf**2).sqrt())
+
+
+def test_functional_call_is_refused() -> None:
+    """g runs outside of the graph, where the parameters are not swapped: f(y) tells."""
+    module, other = Warp(), torch.full((3,), 3.0, dtype=torch.float64)
+    call = compiled(lambda w, x: torch.func.functional_call(module, {"weight": w}, (x,)))
+    with pytest.raises(errors.TransformError, match="swapped"):
+        call(other, torch.linspace(-1, 1, 3, dtype=torch.float64))

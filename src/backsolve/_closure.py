@@ -143,13 +143,17 @@ class Replacing(TorchFunctionMode):
     def __init__(self, replacements: dict[int, Tensor]) -> None:
         super().__init__()
         self.replacements = replacements
+        self.met: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*self._replace(args), **self._replace(kwargs or {}))
 
     def _replace(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self.replacements.get(id(value), value)
+            if id(value) not in self.replacements:
+                return value
+            self.met.add(id(value))
+            return self.replacements[id(value)]
         if type(value) in (tuple, list):
             return type(value)(self._replace(v) for v in value)
         if type(value) is dict:
@@ -167,8 +171,11 @@ class Reading(TorchFunctionMode):
         super().__init__()
         self.own = {id(t): t for t in given}  # alive, so that no id is used twice
         self.read: dict[int, Tensor] = {}
+        self.paused = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.paused:
+            return func(*args, **(kwargs or {}))
         for tensor in _tensors((args, kwargs)):
             if id(tensor) not in self.own:
                 self.read.setdefault(id(tensor), tensor)
@@ -255,14 +262,14 @@ def replacing(captures: Sequence[Capture], stand_ins: Sequence[Tensor]) -> Abstr
 
 
 @contextmanager
-def _putting_back(read: Sequence[tuple[Place, Tensor | None]], mode: Replacing) -> Generator[None]:
+def _putting_back(read: Sequence[tuple[Place, Tensor | None]], mode: Replacing) -> Generator[Replacing]:
     """Put tensors back into the places where f read them."""
     before = [(held, name, held.get(name)) for (held, name), _ in read]
     try:
         for (held, name), tensor in read:
             held[name] = tensor
         with mode:
-            yield
+            yield mode
     finally:
         for held, name, tensor in before:
             held[name] = tensor

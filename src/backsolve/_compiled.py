@@ -82,6 +82,8 @@ class Call:
         self.problem = problem
         self.rule = problem.rule
         self.has_x = has_x
+        self.is_judged = problem.is_tested or problem.rule.verify
+        self.depth = depth_of_transforms()
         self.tensors = arguments.tensors
         self.detached = [t.detach() for t in arguments.tensors]
         self.forward = Mapped(problem.bind(arguments, implicit=not has_x), (), Mapping(), arguments.tensors)
@@ -96,28 +98,28 @@ class Call:
 
     def judged(self, y: Tensor, x: Tensor | None) -> Tensor:
         """y after the residual test, which the operation makes where the traced residual is large."""
-        if not (self.problem.is_tested or self.rule.verify):
+        if not self.is_judged:
             return y
         worst = torch.zeros((), device=y.device)
         if self.problem.is_tested and y.numel():
             z = self.forward(y, self.detached)
             worst = excess_of(self.problem, z, None if x is None else x.detach()).amax()
         given = [y, *self.detached] if x is None else [y, x.detach(), *self.detached]
-        factor = torch.ops.backsolve.judge(self.problem.name, self.layout, self.has_x, [], worst, given)
+        factor = torch.ops.backsolve.judge(self.problem.name, self.layout, self.has_x, not self.depth, [], worst, given)
         return y * (_trailing(factor, self.rule.event_dim) if factor.dim() else factor)
 
     def attached(self, y: Tensor, x: Tensor | None) -> Tensor:
         """y with its derivatives, as many as can be asked for."""
-        depth = depth_of_transforms()
-        if not depth:
-            residual = self._residual(y, x)
+        if self.is_judged and not self.depth:  # the operation sees to it that no tangent is lost
             with torch.no_grad():
                 assembled = self.assemble(y)
-            return _Straight.apply(y, self.spoil_singular(assembled, y, assembled.solve(residual), self.rule.event_dim))
+            return _Straight.apply(y, assembled.solve(self._residual(assembled, y, x)))
         order = 0
-        while order <= depth:  # one derivative for each level, and one for the backward pass of the compiled function
+        while (
+            order <= self.depth
+        ):  # one derivative for each level, and one for the backward pass of the compiled function
             assembled = self.assemble(y)
-            d = self.spoil_singular(assembled, y, assembled.solve(self._residual(y, x)), self.rule.event_dim)
+            d = assembled.solve(self._residual(assembled, y, x))
             y = y - (d - d.detach())
             order = 2 * order + 1
         return y
@@ -136,9 +138,9 @@ class Call:
             failed = torch.ops.backsolve.singular(self.problem.name, self.layout, self.has_x, [], suspicious, given)
         return result * _trailing(torch.where(failed, torch.nan, 1.0).to(result.dtype), trailing_dims)
 
-    def _residual(self, y: Tensor, x: Tensor | None) -> Tensor:
+    def _residual(self, assembled: Assembled, y: Tensor, x: Tensor | None) -> Tensor:
         z = self.forward(y, self.tensors)
-        return z if x is None else z - x
+        return self.spoil_singular(assembled, y, z if x is None else z - x, self.rule.event_dim)
 
 
 def _trailing(factor: Tensor, dims: int) -> Tensor:

@@ -15,17 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule
 from backsolve._closure import Capture, Reading, replacing
 from backsolve._levels import Mapping, Outputs, concretely
-from backsolve._linearize import Forward, linearize
+from backsolve._linearize import Forward, check_value, linearize
 from backsolve._mapped_solver import solve_mapped
 from backsolve._solution import Check, spoil
 from backsolve._solve import Problem, judge
-from backsolve._torch import GradMode, tangents_of_tangents, without_autocast
+from backsolve._torch import GradMode, alive, tangents_of_tangents, without_autocast
 from backsolve.jacobians import Assembled
 from backsolve.solvers.base import Found
 
@@ -57,8 +58,14 @@ class Mapped(Forward):
         n_params = len(self.inner.arguments.tensors)
 
         def of_tensors(y: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-            with replacing(self.captures, tensors[n_params:]):
+            if not self.captures:
                 return evaluate(y, tensors[:n_params])
+            with replacing(self.captures, tensors[n_params:]) as mode:
+                values = evaluate(y, tensors[:n_params])
+            for capture in self.captures:
+                if id(capture.read) not in mode.met:  # its gradient would be 0
+                    raise errors.no_longer_read(self.inner.model.call, errors.describe(capture.tensor))
+            return values
 
         mapped = of_tensors
         for level in reversed(range(len(self.mapping))):
@@ -138,13 +145,25 @@ def _vjp(function: Callable[..., Any], *at: Tensor) -> Callable[..., Any]:
     return torch.func.vjp(function, *at)[1]
 
 
-def _examine(rule: Rule, forward: Mapped, y: Tensor, inputs: Sequence[Tensor]) -> Tensor | None:
-    """Verify the structure of J and that it is not singular; NaN for the events to spoil, None if there are none."""
+def _examine(rule: Rule, forward: Mapped, y: Tensor, z: Tensor | None, inputs: Sequence[Tensor]) -> Tensor | None:
+    """Verify the structure of J and that it is not singular; NaN for the events to spoil, None if there are none.
+
+    Args:
+        rule: how to solve with J.
+        forward: f.
+        y: where.
+        z: what f(y) was in the call, if f could have changed since.
+        inputs: those of f.
+    """
+    n = 1 if z is None else 2
 
     def run(plain: Sequence[Tensor], mapping: Mapping) -> Outputs:
-        y, *inputs = plain
+        y, inputs = mapping.fill(plain[0], 0), plain[n:]
         with without_autocast(y.device):
-            at = linearize(forward.within(mapping[1:], inputs), y)
+            at = linearize(forward.within(mapping[n:], inputs), y)
+            if z is not None:
+                before = mapping.fill(plain[1], 1).expand(y.shape)
+                check_value(at, torch.where(y.isnan(), at.value, before))
             if at.captures:
                 raise errors.untraceable(
                     rule.call, f"a tensor that only autograd sees, {errors.describe(at.captures[0].tensor)}"
@@ -156,7 +175,7 @@ def _examine(rule: Rule, forward: Mapped, y: Tensor, inputs: Sequence[Tensor]) -
             good = torch.ones(failed.shape, dtype=y.dtype, device=y.device)
             return [rule.spoil_singular(assembled, good, 0)]
 
-    return concretely(run, (y, *inputs))[0]
+    return concretely(run, (y, *([] if z is None else [z]), *inputs))[0]
 
 
 def _spoiled(result: Tensor, factor: Tensor | None, trailing_dims: int) -> Tensor:
@@ -167,38 +186,44 @@ class _Attached(torch.autograd.Function):
     """The implicit rule as the transforms see it: y out; x and the inputs of f in."""
 
     @staticmethod
-    def forward(rule: Rule, forward: Mapped, y: Tensor, x: Tensor | None, *inputs: Tensor) -> Tensor:
+    def forward(  # z is f(y), if f could change
+        rule: Rule, forward: Mapped, y: Tensor, z: Tensor | None, x: Tensor | None, *inputs: Tensor
+    ) -> Tensor:
         return y.detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.rule, ctx.forward, _, x, *tensors = inputs
+        ctx.rule, ctx.forward, _, z, x, *tensors = inputs
         ctx.has_x = x is not None
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output, *tensors)
-        ctx.save_for_forward(output, *tensors)
+        ctx.has_value = z is not None
+        saved = (output, *([] if z is None else [z]), *tensors)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        y, *inputs = ctx.saved_tensors
+        y, *inputs = map(alive, ctx.saved_tensors)
+        z = inputs.pop(0) if ctx.has_value else None
         (v,) = grads
         if v is None:
-            return (None,) * (4 + len(inputs))
+            return (None,) * (5 + len(inputs))
         with without_autocast(y.device):
             at = Functional(ctx.forward, y, inputs)
-            factor = _examine(ctx.rule, ctx.forward, y, inputs)
+            factor = _examine(ctx.rule, ctx.forward, y, z, inputs)
             w = _spoiled(ctx.rule.jacobian.assemble(at).solve_transposed(v), factor, at.event_dim)
-            return None, None, None, w if ctx.has_x else None, *at.pull_inputs(-w, ctx.needs_input_grad[4:])
+            return None, None, None, None, w if ctx.has_x else None, *at.pull_inputs(-w, ctx.needs_input_grad[5:])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         # torch switches forward mode off in here, and a nested jvp would silently be 0 (pytorch issue 197867)
         with tangents_of_tangents():
             y, *inputs = (_primal(t) for t in ctx.saved_tensors)
-            t_x, *t_inputs = (None if t is None else _primal(t) for t in tangents[3:])
+            z = inputs.pop(0) if ctx.has_value else None
+            t_x, *t_inputs = (None if t is None else _primal(t) for t in tangents[4:])
             with without_autocast(y.device):
                 at = Functional(ctx.forward, y, inputs)
-                factor = _examine(ctx.rule, ctx.forward, y, inputs)
+                factor = _examine(ctx.rule, ctx.forward, y, z, inputs)
                 pushed = at.push_inputs(t_inputs)
                 t_z = torch.zeros_like(y) if t_x is None else t_x
                 t_z = t_z if pushed is None else t_z - pushed
@@ -208,13 +233,15 @@ class _Attached(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         rule, forward, *tensors = args
         dims = in_dims[2:]
-        y, x, *inputs = (t if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True))
+        y, z, x, *inputs = (t if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True))
         if dims[0] is None:
             y = y.expand(info.batch_size, *y.shape)
         if x is not None:
             x = x.expand(y.shape)
-        outer = Mapping((info.batch_size,), tuple((d is not None,) for d in dims[2:]))
-        return _Attached.apply(rule, forward.within(outer, inputs), y, x, *inputs), 0
+        if z is not None:
+            z = z.expand(y.shape)
+        outer = Mapping((info.batch_size,), tuple((d is not None,) for d in dims[3:]))
+        return _Attached.apply(rule, forward.within(outer, inputs), y, z, x, *inputs), 0
 
 
 def _primal(t: Tensor) -> Tensor:
@@ -226,6 +253,7 @@ class Solved:
     """What one call found."""
 
     y: Tensor
+    value: Tensor | None  # f(y), if f could change
     check: Check | None
     rule: Rule
     forward: Mapped
@@ -237,7 +265,7 @@ class Solved:
         k = self.rule.event_dim * event_groups
         with without_autocast(self.y.device):
             assembled = self.rule.jacobian.assemble(Functional(self.forward, self.y, inputs))
-            result = _spoiled(make(assembled), _examine(self.rule, self.forward, self.y, inputs), k)
+            result = _spoiled(make(assembled), _examine(self.rule, self.forward, self.y, self.value, inputs), k)
         if self.check is not None and self.rule.on_failure == "nan":
             result = spoil(self.check.failed, k, result)
         return result
@@ -253,11 +281,18 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
     captures = _captures(inner, found)
     inputs = (*arguments.tensors, *(c.tensor for c in captures))
     forward = Mapped(inner, captures, Mapping(), inputs)
-    y, check = _checked(problem, forward, solution, x, report)
-    result = _Attached.apply(problem.rule, forward, y, x, *inputs)
+    y, z, check = _checked(problem, forward, solution, x, report)
+    result = _attach(problem.rule, forward, y, z, x, *inputs)
     if check is not None and problem.rule.on_failure == "nan":
         result = spoil(check.failed, problem.rule.event_dim, result)
-    return Solved(result, check, problem.rule, forward, solution.iterations)
+    return Solved(result, z, check, problem.rule, forward, solution.iterations)
+
+
+def _attach(rule: Rule, forward: Mapped, y: Tensor, *tensors: Tensor | None) -> Tensor:
+    """Apply the rule; inside the f of another Inverse as a torch function, so that it knows the result for its own."""
+    if has_torch_function_unary(y):
+        return handle_torch_function(_attach, (y,), rule, forward, y, *tensors)
+    return _Attached.apply(rule, forward, y, *tensors)
 
 
 def _captures(forward: Forward, y: Tensor) -> list[Capture]:
@@ -281,8 +316,8 @@ def _captures(forward: Forward, y: Tensor) -> list[Capture]:
 
 def _checked(
     problem: Problem, forward: Mapped, solution: Found, x: Tensor | None, report: bool
-) -> tuple[Tensor, Check | None]:
-    """y with all mapped dimensions, refined, and the verdict on it."""
+) -> tuple[Tensor, Tensor | None, Check | None]:
+    """y with all mapped dimensions, refined; f(y), if f could change; and the verdict."""
     given = [t for t in (solution.y, x, solution.failed) if t is not None]
     n = len(given)
 
@@ -292,8 +327,9 @@ def _checked(
         at = forward.within(mapping[n:], plain[n:])
         with without_autocast(found.y.device):
             y, check = judge(problem, at, found, None if x is None else filled[1], report=report)
-        return [y, None, None] if check is None else [y, check.failed, check.residual]
+            z = None if problem.model.closes_over_nothing else at.value(y)
+        return [y, z, None, None] if check is None else [y, z, check.failed, check.residual]
 
-    y, failed, residual = concretely(run, (*given, *forward.arguments.tensors))
+    y, z, failed, residual = concretely(run, (*given, *forward.arguments.tensors))
     assert y is not None
-    return y, None if failed is None or residual is None else Check(failed, residual)
+    return y, z, None if failed is None or residual is None else Check(failed, residual)

@@ -6,11 +6,13 @@ Under `vmap`, `grad` and `jvp` torch hands out wrapped tensors, one wrapper a le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack, handle_torch_function, has_torch_function_unary
 
 from backsolve._torch import GradMode, add_mapped_dim, outside_of_transforms, unwrap
 
@@ -77,8 +79,22 @@ def concretely(run: Callable[[Sequence[Tensor], Mapping], Outputs], tensors: Seq
         levels = sorted({level for _, owned in stripped for level in owned})
         sizes = tuple(next(t.shape[owned.index(n)] for t, owned in stripped if n in owned) for n in levels)
         mapping = Mapping(sizes, tuple(tuple(n in owned for n in levels) for _, owned in stripped))
-        outputs = run([t for t, _ in stripped], mapping)
+        with _unread():
+            outputs = run([t for t, _ in stripped], mapping)
         return [None if o is None else _dress(o, levels) for o in outputs]
+
+
+@contextmanager
+def _unread() -> Generator[None]:
+    """A context whose reads have no derivative, those of a solver, and are nobody's captures."""
+    modes: list[Any] = [m for m in _get_current_function_mode_stack() if getattr(m, "paused", None) is False]
+    for mode in modes:
+        mode.paused = True
+    try:
+        yield
+    finally:
+        for mode in modes:
+            mode.paused = False
 
 
 def _strip(tensor: Tensor) -> tuple[Tensor, list[int]]:
@@ -90,6 +106,8 @@ def _strip(tensor: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def _dress(tensor: Tensor, levels: Sequence[int]) -> Tensor:
+    if has_torch_function_unary(tensor):  # inside the f of another Inverse, which must know this tensor for its own
+        return handle_torch_function(_dress, (tensor,), tensor, levels)
     for level in levels:
         tensor = add_mapped_dim(tensor, level)
     return tensor

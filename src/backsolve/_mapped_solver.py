@@ -62,6 +62,8 @@ def solve_mapped(problem: Problem, x: Tensor | None, arguments: Arguments, reads
     try:
         y, failed, iterations = concretely(run, (*given, *reads))
     except _Reads as found:
+        if any(found.tensor is r for r in reads):  # this call is made by the g of another Inverse, to which it is new
+            raise
         return solve_mapped(problem, x, arguments, (*reads, found.tensor))
     assert y is not None
     return Found(y, failed, iterations, reasons[0] if reasons else None)
@@ -109,7 +111,12 @@ class MappedCall:
             found = self._run(folded, closure)
         except (errors.SolverOutputError, errors.ForwardOutputError):  # one sample at a time has a clearer error
             return None
-        return found if found.y.shape[: len(mapping)] == mapping.sizes else None
+        except errors.BacksolveError:
+            raise
+        except Exception:  # noqa: BLE001 (g may not broadcast, and raise whatever it likes)
+            return None
+        rank = len(mapping) + most + self.problem.rule.event_dim
+        return found if found.y.dim() == rank and found.y.shape[: len(mapping)] == mapping.sizes else None
 
     def _loop(self, given: Sequence[Tensor], closure: Sequence[Tensor], mapping: Mapping) -> Found:
         """One call of g for each index of the outermost mapped dimension."""

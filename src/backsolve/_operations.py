@@ -5,6 +5,8 @@ and a `layout` that says what is around these. Under `vmap` they get the mapped 
 and `mapped` says, tensor by tensor and level by level, which tensors have them.
 """
 
+# ruff: noqa: ARG001 (one schema for an operation and for its rules)
+
 from __future__ import annotations
 
 import ast
@@ -22,7 +24,7 @@ from backsolve._levels import Mapping
 from backsolve._linearize import linearize
 from backsolve._mapped_solver import MappedCall
 from backsolve._solve import Problem, judge, refine
-from backsolve._torch import eagerly, without_autocast
+from backsolve._torch import eagerly, in_forward_mode, without_autocast
 from backsolve.solvers.base import Found
 
 
@@ -124,7 +126,7 @@ def _shape_of_y(
 
 
 @solve_op.register_vmap
-def _(info: Any, in_dims: Any, name: str, layout: str, has_x: bool, mapped: list[int], tensors: list[Tensor]) -> Any:  # noqa: ARG001
+def _(info: Any, in_dims: Any, name: str, layout: str, has_x: bool, mapped: list[int], tensors: list[Tensor]) -> Any:
     dims = in_dims[4]
     moved = _to_front(tensors, dims)
     return torch.ops.backsolve.solve(name, layout, has_x, _one_more(mapped, dims), moved), 0
@@ -132,22 +134,29 @@ def _(info: Any, in_dims: Any, name: str, layout: str, has_x: bool, mapped: list
 
 # ---- the residual ---------------------------------------------------------------------------------------------------
 
-JUDGE = "(str name, str layout, bool has_x, int[] mapped, Tensor excess, Tensor[] tensors) -> Tensor"
+JUDGE = (
+    "(str name, str layout, bool has_x, bool backward_only, int[] mapped, Tensor excess, Tensor[] tensors) -> Tensor"
+)
 
 
 @torch.library.custom_op("backsolve::judge", mutates_args=(), schema=JUDGE)
-def judge_op(name: str, layout: str, has_x: bool, mapped: list[int], excess: Tensor, tensors: list[Tensor]) -> Tensor:
+def judge_op(
+    name: str, layout: str, has_x: bool, backward_only: bool, mapped: list[int], excess: Tensor, tensors: list[Tensor]
+) -> Tensor:
     """What y is to be multiplied by: 1, or NaN for failed events with `on_failure="nan"`.
 
     Args:
         name: that of the problem.
         layout: of the params.
         has_x: whether there is an x.
+        backward_only: whether the graph was traced for a backward pass alone, and would lose a tangent.
         mapped: which of the tensors are mapped.
         excess: how much the residual of the traced f exceeds the tolerance at most; the closer look happens if it does.
         tensors: y, x if there is one, and the tensors of the params.
     """
     problem, n, mapping = Problem.named(name), 1 + has_x, _mapping(mapped, tensors)
+    if backward_only and in_forward_mode():
+        raise errors.compiled_without_tangents(problem.call)
     y = mapping.fill(tensors[0], 0)
     x = mapping.fill(tensors[1], 1) if has_x else None
     inner = problem.bind(_arguments(layout, tensors[n:]), implicit=not has_x)
@@ -161,33 +170,38 @@ def _factor(problem: Problem, forward: Mapped, y: Tensor, x: Tensor | None, exce
     if not problem.is_tested or bool((excess <= 0).all()):
         return good
     _, check = judge(problem, forward, Found(y), x, refining=False)
-    if check is not None:
+    if check is not None and check.failed.any():
         return torch.where(check.failed, torch.nan, good) if rule.on_failure == "nan" else good
-    if not torch.isclose(excess_of(problem, forward.value(y), x).amax(), excess.amax(), equal_nan=True):
+    z = forward.value(y)
+    rounding = problem.tolerance.relative(y.dtype) * (z.abs().amax() + y.abs().amax()).item()
+    if not torch.isclose(excess_of(problem, z, x).amax(), excess.amax(), atol=rounding, equal_nan=True):
         raise errors.other_closure(problem.call)
     return good
 
 
 @judge_op.register_fake
-def _(name: str, layout: str, has_x: bool, mapped: list[int], excess: Tensor, tensors: list[Tensor]) -> Tensor:  # noqa: ARG001
+def _(
+    name: str, layout: str, has_x: bool, backward_only: bool, mapped: list[int], excess: Tensor, tensors: list[Tensor]
+) -> Tensor:
     mapping = _mapping(mapped, tensors)
     return tensors[0].new_empty(_shape_of_factor(Problem.named(name), mapping.fill(tensors[0], 0)))
 
 
 @judge_op.register_vmap
 def _(
-    info: Any,  # noqa: ARG001
+    info: Any,
     in_dims: Any,
     name: str,
     layout: str,
     has_x: bool,
+    backward_only: bool,
     mapped: list[int],
     excess: Tensor,
     tensors: list[Tensor],
 ) -> Any:
-    dims = in_dims[5]
+    dims = in_dims[6]
     moved = _to_front(tensors, dims)
-    factor = torch.ops.backsolve.judge(name, layout, has_x, _one_more(mapped, dims), excess, moved)
+    factor = torch.ops.backsolve.judge(name, layout, has_x, backward_only, _one_more(mapped, dims), excess, moved)
     return factor, 0 if Problem.named(name).rule.on_failure == "nan" else None
 
 
@@ -224,14 +238,14 @@ def singular_op(
 
 
 @singular_op.register_fake
-def _(name: str, layout: str, has_x: bool, mapped: list[int], suspicious: Tensor, tensors: list[Tensor]) -> Tensor:  # noqa: ARG001
+def _(name: str, layout: str, has_x: bool, mapped: list[int], suspicious: Tensor, tensors: list[Tensor]) -> Tensor:
     y, k = _mapping(mapped, tensors).fill(tensors[0], 0), Problem.named(name).rule.event_dim
     return y.new_empty(y.shape[: y.dim() - k], dtype=torch.bool)
 
 
 @singular_op.register_vmap
 def _(
-    info: Any,  # noqa: ARG001
+    info: Any,
     in_dims: Any,
     name: str,
     layout: str,

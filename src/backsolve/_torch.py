@@ -181,9 +181,15 @@ def owns_its_memory(tensor: Tensor) -> bool:
     return storage.resizable() and _C._storage_Use_Count(storage._cdata) <= 2  # the tensor's, and `storage` itself
 
 
+def in_forward_mode() -> bool:
+    """Whether a dual level of forward AD is active."""
+    return forward_ad._current_level >= 0
+
+
 def depth_of_transforms() -> int:
-    """How many levels of grad and jvp are active; while compiling, those at the time of tracing."""
-    return sum(i.key() in (TransformType.Grad, TransformType.Jvp) for i in retrieve_all_functorch_interpreters())
+    """How many levels of grad, jvp and forward AD are active; while compiling, those at the time of tracing."""
+    levels = sum(i.key() in (TransformType.Grad, TransformType.Jvp) for i in retrieve_all_functorch_interpreters())
+    return levels + in_forward_mode()
 
 
 depth_of_transforms.__dict__["_dynamo_marked_constant"] = True  # torch.compiler.assume_constant_result imports dynamo
@@ -210,6 +216,16 @@ def unwrap(tensor: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
             mapped.append((_C._functorch.maybe_get_level(tensor), _C._functorch.maybe_get_bdim(tensor)))
         tensor = _C._functorch.get_unwrapped(tensor)
     return tensor, mapped[::-1]
+
+
+def alive(tensor: Tensor) -> Tensor:
+    """The tensor without the wrappers of levels that have ended; custom Functions do not take them off by themselves.
+
+    A backward pass may run after the level of its forward pass, as that of `torch.func.vjp` does.
+    """
+    while (inner := _C._functorch.unwrap_if_dead(tensor)) is not tensor:
+        tensor = inner
+    return tensor
 
 
 def add_mapped_dim(tensor: Tensor, level: int) -> Tensor:

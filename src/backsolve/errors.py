@@ -176,6 +176,19 @@ def uncompiled_argument(call: str, value: Any) -> TransformError:
     )
 
 
+def compiled_without_tangents(call: str) -> TransformError:
+    """A compiled function is called in forward mode, for which it was not traced."""
+    return TransformError(
+        document(
+            call,
+            "this compiled function was traced for backward passes, and would lose the tangent.",
+            expected="a first call inside of forward_ad.dual_level, or torch.func.jvp inside of the compiled function",
+            got="a dual level that was entered after compiling",
+            remedy="compile x, t -> torch.func.jvp(inv, (x,), (t,)), or call the uncompiled function",
+        )
+    )
+
+
 def forgotten_problem() -> TransformError:
     """A compiled function outlived the Inverse that it calls."""
     return TransformError(
@@ -582,10 +595,24 @@ def changed_between(call: str, difference: float) -> StructureError:
     return StructureError(
         document(
             call,
-            "f gave another value at the same y when it was evaluated again for a higher derivative.",
+            "f gave another value at the same y when it was evaluated again for a derivative.",
             expected="a deterministic f whose tensors do not change between the call and the backward pass",
             got=f"values that differ by up to {difference:.3g}",
-            remedy="do not change what f reads before the backward pass; switch off dropout and other randomness",
+            remedy="do not change what f reads before the backward pass (torch.func.functional_call does: pass the "
+            "tensors as params, f(y, tensor), instead); switch off dropout and other randomness",
+        )
+    )
+
+
+def no_longer_read(call: str, what: str) -> StructureError:
+    """f read a tensor in the call, and does not read it when it is evaluated again for the derivative."""
+    return StructureError(
+        document(
+            call,
+            "f does not read the same tensors in the derivative as in the call.",
+            expected="every tensor that f closes over to be the same object until the derivative is taken",
+            got=f"{what} that f no longer reads; was it swapped, as by torch.func.functional_call?",
+            remedy="pass the tensor explicitly: f(y, tensor) and the call inverse(...)(x, tensor)",
         )
     )
 

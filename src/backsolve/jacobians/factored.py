@@ -45,7 +45,7 @@ class FactoredAt(Assembled):
         return self.a.solve(self._column(v), adjoint=True).reshape(v.shape).to(v.dtype)
 
     def log_abs_det(self) -> Tensor:
-        return self.a.log_abs_det().to(self.at.y.dtype.to_real())
+        return self.a.log_abs_det().to(self.at.y.real.dtype)
 
     def inverse(self) -> Tensor:
         batch, event = split(self.at.y, self.at.event_dim)
@@ -103,7 +103,7 @@ class FactoredAt(Assembled):
 
     def rounding(self, u: Tensor) -> Tensor:
         bound = self.structure.times(self.entries.abs(), self._column(u).abs(), True).reshape(u.shape)
-        return 8 * self.entries.shape[-2] * torch.finfo(u.dtype).eps * bound.to(u.dtype.to_real())
+        return 8 * self.entries.shape[-2] * torch.finfo(u.dtype).eps * bound.to(u.real.dtype)
 
     def numbers(self, index: tuple[int, ...]) -> str:
         if self.entries.shape[-1] > _PRINTABLE:
