@@ -45,8 +45,8 @@ a dense f.
 * **Under `torch.compile`** g is one custom operation, and the residual test raises from inside the graph, too. What
   cannot raise there is a singular J, met in the backward pass: its derivative is NaN. Under `func.grad` and `jvp` the
   value of such an event is NaN as well. g runs outside of the graph, so `torch.func.functional_call` inside of it is
-  refused; so is a dual level of forward mode that is entered after tracing. `torch.export` and saved graphs do not contain g: they look for the `Inverse`
-  in the process that made them.
+  refused; so is a dual level of forward mode that is entered after tracing. `torch.export` and saved graphs do not
+  contain g: they look for the `Inverse` in the process that made them.
 * **Make the `Inverse` outside** of the compiled function: in `__init__` of a module, or at module level.
   `Inverse.solve` (which returns a verdict), and an `implicit_function` with `event_dim > 0` (whose shape cannot be
   foreseen) break the graph. `Banded` and `MatrixFree` form J in full in a compiled graph, `MatrixFree` under every
@@ -102,7 +102,7 @@ def table() -> str:
     rows = ["| transform | `torch.func`, eager | inside `torch.compile` |", "|---|---|---|"]
     for name in {**OF_X, **OF_PARAMS}:
         refused = (
-            "torch refuses ¹" if name in AUTOGRAD_IN_GRAPH else "torch refuses ²" if name in NESTED_FORWARD else ""
+            "not compiled ¹" if name in AUTOGRAD_IN_GRAPH else "not compiled ²" if name in NESTED_FORWARD else ""
         )
         rows.append(f"| {name} | right | {refused or 'right'} |")
     return "\n".join(rows)
