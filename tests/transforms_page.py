@@ -31,8 +31,9 @@ a dense f.
 
 ¹ `torch.compile` traces no calls of `backward` or `autograd.grad`; take these derivatives outside of the graph, or with
   torch.func.
-² torch 2.13 itself cannot trace forward mode inside of these; its error says so. Such a failure can leave torch in a
-  state in which later compilations of the same process fail, too.
+² torch 2.13 fails while it traces forward mode inside of another transform, with an error of its own: for closed forms,
+  too, in vmap(hessian), while jvp(jvp) and vmap(jacfwd) of most of them compile. Such a failure can leave torch in a
+  state in which later compilations of the same process fail as well.
 
 ## What to know
 
@@ -43,8 +44,9 @@ a dense f.
   `on_failure="raise"` raises, with the index of the event, the mapped dimensions first.
 * **Under `torch.compile`** g is one custom operation, and the residual test raises from inside the graph, too. What
   cannot raise there is a singular J, met in the backward pass: its derivative is NaN. Under `func.grad` and `jvp` the
-  value of such an event is NaN as well. `torch.export` and saved graphs do not contain g: they look for the `Inverse`
-  in the process that made them.
+  value of such an event is NaN as well. g runs outside of the graph, so `torch.func.functional_call` inside of it is
+  refused; so is a dual level of forward mode that is entered after tracing. `torch.export` and saved graphs do not
+  contain g: they look for the `Inverse` in the process that made them.
 * **Make the `Inverse` outside** of the compiled function: in `__init__` of a module, or at module level.
   `Inverse.solve` (which returns a verdict), and an `implicit_function` with `event_dim > 0` (whose shape cannot be
   foreseen) break the graph. `Banded` and `MatrixFree` form J in full in a compiled graph, `MatrixFree` under every
@@ -55,10 +57,10 @@ a dense f.
 * **The double backward of a compiled function** is refused by torch ("torch.compile with aot_autograd does not
   currently support double backward"): take second derivatives inside of the graph, as `func.hessian` does.
 * **What it costs** (CPU, one thread, arcsin, medians of interleaved runs, torch 2.13.0; other work on the machine). At
-  n = 1, as multiples of an eager call with its backward pass: `vmap` 2.8, `vjp` 3.4, `jvp` 3.9, `grad` 4.5,
-  `vmap(grad)` 6.0, `hessian` 11.6 (that of torch.asin: 4.2). Compiled, n = 1,000,000, forward and backward, as
+  n = 1, as multiples of an eager call with its backward pass: `vmap` 2.9, `vjp` 3.8, `jvp` 4.4, `grad` 4.4,
+  `vmap(grad)` 6.3, `hessian` 11.7 (that of torch.asin: 4.2). Compiled, n = 1,000,000, forward and backward, as
   multiples of the compiled torch.asin: 3.8; without the tests, `residual_tol=math.inf, on_failure="ignore",
-  verify=False`, 1.7 to 1.9; eager 4.7.
+  verify=False`, 2.5; eager 5.3.
 * **Autocast** is off while f runs: J in bfloat16 would be wrong by a percent.
 
 ## Several processes
@@ -100,7 +102,7 @@ def table() -> str:
     rows = ["| transform | `torch.func`, eager | inside `torch.compile` |", "|---|---|---|"]
     for name in {**OF_X, **OF_PARAMS}:
         refused = (
-            "torch refuses ¹" if name in AUTOGRAD_IN_GRAPH else "torch refuses ²" if name in NESTED_FORWARD else ""
+            "not compiled ¹" if name in AUTOGRAD_IN_GRAPH else "not compiled ²" if name in NESTED_FORWARD else ""
         )
         rows.append(f"| {name} | right | {refused or 'right'} |")
     return "\n".join(rows)
