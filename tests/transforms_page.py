@@ -101,9 +101,7 @@ def table() -> str:
     """One row for each transform."""
     rows = ["| transform | `torch.func`, eager | inside `torch.compile` |", "|---|---|---|"]
     for name in {**OF_X, **OF_PARAMS}:
-        refused = (
-            "not compiled ¹" if name in AUTOGRAD_IN_GRAPH else "not compiled ²" if name in NESTED_FORWARD else ""
-        )
+        refused = "not compiled ¹" if name in AUTOGRAD_IN_GRAPH else "not compiled ²" if name in NESTED_FORWARD else ""
         rows.append(f"| {name} | right | {refused or 'right'} |")
     return "\n".join(rows)
 
