@@ -21,6 +21,7 @@ from torch import Tensor
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._linearize import Forward, Linearization, Model, gradients, linearize, relinearize
+from backsolve._random import gaussian_like
 from backsolve._solution import OnFailure, event_norm, first_index, handle_failure
 from backsolve._torch import (
     GradMode,
@@ -38,7 +39,6 @@ from backsolve.jacobians import (
     find_coupling,
     find_false_derivative,
     find_wrong_entries,
-    gaussian_like,
 )
 
 Gradients = list[Tensor | None]
