@@ -17,12 +17,14 @@ from benchmarks.problems import (
     IMPLIED_VOLATILITY,
     MIXTURE,
     REACTION_DIFFUSION,
+    SHOOTING,
 )
 
 PEERS = ("dense autograd.functional", "TorchOpt", "xitorch", "torchdeq", "zuko", "jaxopt", "optimistix")
 ARCSINS = ("hand-written", "floor", "closed form", "backsolve", "backsolve, f' given", "backsolve, f' given, no test")
 OTHERS = ("hand-written", "floor", "g alone", "backsolve")
 INVERSION = ("one evaluation of f", "Bracket", "50 bisections", "SciPy's find_root")
+BY_SAMPLES = ("executor.map", "each_sample, 2 processes", "each_sample")
 KRYLOV = ("backsolve, GMRES", "backsolve, BiCGSTAB")
 SECOND = ("hand-written", "closed form", "backsolve")
 
@@ -52,6 +54,7 @@ WORKLOADS = [
     Case(ARCSIN, (1_000_000,), ("hand-written", "backsolve", *PEERS), "no gradient"),
     Case(GAMMA, (1_000_000,), INVERSION, "inversion"),
     Case(MIXTURE, (1_000_000,), INVERSION, "inversion"),
+    Case(SHOOTING, (256,), BY_SAMPLES, "no gradient", processes=True),
 ]
 
 # How the time grows, from sizes where the calls themselves no longer count to sizes whose memory malloc still keeps.
