@@ -76,7 +76,7 @@ class Mapped(Forward):
 class Functional:
     """f at one y, differentiated by torch.func: a `Linearized` whose every method composes with the transforms."""
 
-    def __init__(self, forward: Mapped, y: Tensor, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, forward: Mapped, y: Tensor, inputs: Sequence[Tensor], value: Tensor | None = None) -> None:
         self.forward = forward
         self.y = y
         self.inputs = inputs
@@ -84,6 +84,7 @@ class Functional:
         self.implicit = forward.implicit
         self.transformed = True
         self.known = self._known()
+        self._value = value
         self._pull: Callable[[Tensor], tuple[Tensor]] | None = None
 
     def _known(self) -> Tensor | None:
@@ -95,7 +96,7 @@ class Functional:
     @property
     def value(self) -> Tensor:
         """f(y)."""
-        return self.forward(self.y, self.inputs).detach()
+        return self.forward(self.y, self.inputs).detach() if self._value is None else self._value
 
     def pull(self, v: Tensor) -> Tensor:
         """`J^T v`."""

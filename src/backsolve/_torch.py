@@ -170,6 +170,19 @@ def active_transform() -> str | None:
     return None
 
 
+active_transform.__dict__["_dynamo_marked_constant"] = True  # torch.compiler.assume_constant_result imports dynamo
+
+
+def stored(tensor: Tensor) -> Tensor:
+    """The tensor, written to memory once if a compiler would else work it out anew in each loop that reads it.
+
+    inductor inlines cheap expressions into all their readers; of what has strides it makes a buffer.
+    """
+    if not torch.compiler.is_compiling() or active_transform():
+        return tensor
+    return tensor.as_strided(tensor.size(), tensor.stride())
+
+
 def is_functorch_wrapped(tensor: Tensor) -> bool:
     """Whether a tensor belongs to a level of torch.func."""
     return _C._functorch.is_functorch_wrapped_tensor(tensor)
@@ -192,7 +205,7 @@ def depth_of_transforms() -> int:
     return levels + in_forward_mode()
 
 
-depth_of_transforms.__dict__["_dynamo_marked_constant"] = True  # torch.compiler.assume_constant_result imports dynamo
+depth_of_transforms.__dict__["_dynamo_marked_constant"] = True
 
 
 def never_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
