@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from backsolve import Dense, errors, implicit_function, inverse
+from backsolve.jacobians import Constrained, MinimumNorm
+from backsolve.jacobians.equations import Equations
 from backsolve.solvers import numpy_solver
 from tests.problems import BY_NAME
 from tests.test_transforms import assert_same
@@ -241,6 +243,23 @@ def test_an_implicit_event_needs_a_graph_break() -> None:
     assert_same(p.grad, torch.ones(3, dtype=torch.float64))
     with pytest.raises(torch._dynamo.exc.Unsupported):
         compiled(lambda p: h(p))(p)
+
+
+@pytest.mark.parametrize("gauge", [MinimumNorm(), Constrained(lambda y: y[..., :1] - 0.75 * y[..., 1:])])
+def test_a_gauge_needs_a_graph_break(gauge: Equations) -> None:
+    a = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    inv = inverse(lambda y: y @ a.mT, lambda x: x @ a / 25, event_dim=1, jacobian=Dense(gauge=gauge))
+    (x,) = leaves(torch.tensor([5.0]))
+    torch.compile(lambda x: inv(x).sum(), backend="aot_eager")(x).backward()
+    assert_same(x.grad, a.sum(1) / 25)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"backsolve: .*gauges"):
+        compiled(lambda x: inv(x))(x)
+
+
+def test_an_inverse_made_inside_is_refused() -> None:
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="backsolve: no Inverse can be made inside"):
+        compiled(lambda x: inverse(torch.sin, np.arcsin)(x))(x_leaf)
+    assert_same(torch.compile(lambda x: inverse(torch.sin, np.arcsin)(x), backend="aot_eager")(x_leaf), x_leaf.asin())
 
 
 def test_the_double_backward_is_refused_by_torch() -> None:

@@ -29,17 +29,18 @@ from backsolve._solve import Problem, judge, refine
 from backsolve._torch import eagerly, in_forward_mode, without_autocast
 from backsolve.solvers.base import Found
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+_library: Any = torch.library  # whose decorators have incomplete types
+Rule = TypeVar("Rule", bound=Callable[..., Any])
 
 
-def _operation(name: str, schema: str) -> Callable[[Function], Function]:
+def _operation(name: str, schema: str) -> Callable[[Rule], Rule]:
     """Register an operation that has no derivative; `torch.library.custom_op` takes 20 us a call to say so."""
 
-    def register(function: Function) -> Function:
-        torch.library.define(f"backsolve::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
-        torch.library.impl(f"backsolve::{name}", "CompositeExplicitAutograd", function)
+    def register(function: Rule) -> Rule:
+        _library.define(f"backsolve::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
+        _library.impl(f"backsolve::{name}", "CompositeExplicitAutograd", function)
         if schema.endswith("()"):
-            torch.library.register_fake(f"backsolve::{name}", lambda *_: None)
+            _library.register_fake(f"backsolve::{name}", lambda *_: None)
         return function
 
     return register
@@ -129,7 +130,7 @@ def solve_op(name: str, layout: str, has_x: bool, mapped: list[int], tensors: li
     return y.contiguous()
 
 
-@torch.library.register_fake("backsolve::solve")
+@_library.register_fake("backsolve::solve")
 def _(name: str, layout: str, has_x: bool, mapped: list[int], tensors: list[Tensor]) -> Tensor:
     problem = Problem.named(name)
     arguments = _arguments(layout, tensors[has_x:])
@@ -147,7 +148,7 @@ def _shape_of_y(
     return torch.Size((*mapping.sizes, *batch, *(inside[0][len(inside[0]) - k :] if has_x else ())))
 
 
-@torch.library.register_vmap("backsolve::solve")
+@_library.register_vmap("backsolve::solve")
 def _(info: Any, in_dims: Any, name: str, layout: str, has_x: bool, mapped: list[int], tensors: list[Tensor]) -> Any:
     moved, mapped = _moved(tensors, in_dims[4], mapped)
     return torch.ops.backsolve.solve(name, layout, has_x, mapped, moved), 0
@@ -193,18 +194,18 @@ def judge_op(
 
 
 def _judge_closely(problem: Problem, forward: Mapped, y: Tensor, x: Tensor | None, excess: Tensor) -> None:
-    _, check = judge(problem, forward, Found(y), x, refining=False)
+    _, z, check = judge(problem, forward, Found(y), x, refining=False)
     if check is not None and check.failed.any():
         if problem.rule.on_failure == "nan":
             y.copy_(spoil(check.failed, problem.rule.event_dim, y))
         return
-    z = forward.value(y)
+    assert z is not None
     rounding = problem.tolerance.relative(y.dtype) * (z.abs().amax() + y.abs().amax()).item()
     if not torch.isclose(excess_of(problem, z, x).amax(), excess.amax(), atol=rounding, equal_nan=True):
         raise errors.other_closure(problem.call)
 
 
-@torch.library.register_vmap("backsolve::judge")
+@_library.register_vmap("backsolve::judge")
 def _(
     info: Any, in_dims: Any, y: Tensor, name: str, layout: str, has_x: bool, backward_only: bool, mapped: list[int],
     excess: Tensor, given: list[Tensor],
@@ -254,7 +255,7 @@ def spoil_singular_op(
             result.copy_(spoil(failed, result.dim() - failed.dim(), result))
 
 
-@torch.library.register_vmap("backsolve::spoil_singular")
+@_library.register_vmap("backsolve::spoil_singular")
 def _(
     info: Any, in_dims: Any, result: Tensor, name: str, layout: str, has_x: bool, mapped: list[int],
     suspicious: Tensor, y: Tensor, params: list[Tensor],
