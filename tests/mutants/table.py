@@ -380,6 +380,20 @@ MUTANTS = (
         tests=("tests/test_jacobians.py::test_orders_0_to_3_against_closed_form",),
     ),
     Mutant(
+        name="bands: a log-determinant is differentiated through singular blocks",
+        file="backsolve/linalg/banded.py",
+        old="                good = holds(self._without_corners(entries), gradient)",
+        new="                good = True",
+        tests=("tests/test_band_inverse.py::test_singular_blocks_of_a_good_matrix",),
+    ),
+    Mutant(
+        name="bands: what couples two halves is forgotten in the second",
+        file="backsolve/linalg/band_inverse.py",
+        old="second - pad(self._in_bands(back, upper), (0, half - upper))",
+        new="second",
+        tests=("tests/test_band_inverse.py::test_matrices_that_need_pivots",),
+    ),
+    Mutant(
         name="bands: NaN spreads to the event beside it",
         file="backsolve/linalg/banded.py",
         old="        if usable.all() and (u.sum().isfinite() or u.isfinite().all()):",

@@ -10,8 +10,12 @@ from torch.nn.functional import pad
 
 from backsolve._reduce import greatest_magnitude, least_magnitude
 from backsolve._torch import active_transform
+from backsolve.linalg.band_inverse import SMALLEST, band_of_inverse, holds, units
 from backsolve.linalg.band_lu import Backend, backend
-from backsolve.linalg.factored import Factors, Structure
+from backsolve.linalg.concrete import concretely
+from backsolve.linalg.factored import Factored, Factors, Structure
+
+_COLUMNS = 256
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,34 @@ class BandLU(Structure):
 
     def outer(self, h: Tensor, u: Tensor) -> Tensor:
         return torch.stack([(shifted * u.conj()).sum(-1) for shifted in self._shifted(h)], -2)
+
+    def log_det_gradient(self, a: Factored) -> Tensor:
+        """In O(n log n); where blocks of A are close to singular, by solves for all columns of the identity."""
+        if not self.lower or not self.upper:  # triangular
+            diagonal = 1 / self.diagonal(a.entries).conj()
+            return pad(diagonal[..., None, :], (0, 0, self.upper, self.lower))
+        if a.entries.shape[-1] >= 4 * max(SMALLEST, self.lower + self.upper):
+            gradient, good = band_of_inverse(self, a.entries, self.lower, self.upper), False
+
+            def look(entries: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+                nonlocal good
+                good = holds(self._without_corners(entries), gradient)
+                return ()
+
+            concretely(look, a.entries, gradient)
+            if good:
+                return gradient
+        return self._log_det_gradient_by_columns(a)
+
+    def _log_det_gradient_by_columns(self, a: Factored) -> Tensor:
+        """Some columns of A^-H at a time."""
+        n = a.entries.shape[-1]
+        gradient = torch.zeros_like(a.entries)
+        for first in range(0, n, _COLUMNS):
+            number = min(_COLUMNS, n - first)
+            columns = units(a.entries, n, first, number).expand(*a.batch, n, number)
+            gradient = gradient + self.outer(a.solve(columns, adjoint=True), columns)
+        return gradient
 
     def matrix(self, entries: Tensor) -> Tensor:
         m, n = entries.shape[-2:]
