@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from backsolve import errors
+from backsolve._random import gaussian_like
 from backsolve._torch import GradMode, fold_batched_grads, is_grads_batched
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.dense import Dense
 from backsolve.jacobians.factored import FactoredAt, dense_matrix, split
-from backsolve.jacobians.probe import gaussian_like
 from backsolve.linalg import LU, Krylov, Operator, bicgstab, cg, gmres, richardson
 
 Preconditioner = Callable[[Tensor, Tensor, bool], Tensor]
