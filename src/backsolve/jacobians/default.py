@@ -21,7 +21,7 @@ _PAUSE = 64  # calls
 
 @dataclass(frozen=True)
 class Default(Jacobian):
-    """J as a matrix, and as products where these were measured to be faster: for more than 2^18 entries, on a CPU.
+    """J as a matrix, and as products where these were measured to be faster: from 2^18 entries on, on a CPU.
 
     There `w += v - J^T w` is tried, then GMRES for events of 256 elements and more, at most 50 products in all. Its
     residual is checked as always, and what it does not solve is solved with the matrix, which also tells if J is
