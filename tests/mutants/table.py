@@ -331,6 +331,27 @@ MUTANTS = (
         tests=("tests/test_bracket.py::test_a_root_outside",),
     ),
     Mutant(
+        name="Bracket: a slope from afar is believed, where f is flat",
+        file="backsolve/solvers/secant.py",
+        old=" & (distance < _CLOSE * far)",
+        new="",
+        tests=("tests/test_bracket.py::test_gamma_by_its_survival_function",),
+    ),
+    Mutant(
+        name="Bracket: what was not solved from a guess is kept",
+        file="backsolve/solvers/secant.py",
+        old="        return state._rest(note, 1.0).index",
+        new="        note(state.index, state.y, state.steps)\n        return state.index[:0]",
+        tests=("tests/test_bracket.py::test_what_fails_among_many",),
+    ),
+    Mutant(
+        name="Bracket: the guess is of no use",
+        file="backsolve/solvers/guess.py",
+        old="        return domain.inverse(_polynomial(",
+        new="        return 2 * domain.inverse(_polynomial(",
+        tests=("tests/test_bracket.py::test_evaluations_are_few",),
+    ),
+    Mutant(
         name="Bracket: a param is taken for that of an element",
         file="backsolve/solvers/elements.py",
         old="    return found if _is_divisible(found, points) else whole",
