@@ -122,7 +122,7 @@ class Call:
         order = 0
         while (
             order <= self.depth
-        ):  # one derivative for each level, and one for the backward pass of the compiled function
+        ):  # a derivative for each level, and one for the backward pass of the compiled function
             assembled = self.assemble(y)
             r = self.spoil_singular(assembled, y, self._residual(y, x), self.rule.event_dim)
             d = assembled.solve(r)

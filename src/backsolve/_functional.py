@@ -172,7 +172,7 @@ def _examine(rule: Rule, forward: Mapped, y: Tensor, z: Tensor | None, inputs: S
                 raise errors.untraceable(
                     rule.call, f"a tensor that only autograd sees, {errors.describe(at.captures[0].tensor)}"
                 )
-            assembled = rule.assemble(at)
+            assembled = rule.assemble(at).formed("a transform of torch")
             failed = None if rule.on_failure == "ignore" else assembled.singular()
             if failed is None:
                 return [None]

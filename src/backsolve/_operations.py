@@ -250,7 +250,7 @@ def spoil_singular_op(
     problem, mapping = Problem.named(name), _mapping(mapped, [result, y, *params])
     with eagerly(), without_autocast(y.device):
         at = linearize(_forward(problem, layout, has_x, mapping[2:], params), mapping.fill(y, 1))
-        failed = problem.rule.jacobian.assemble(at).singular()
+        failed = problem.rule.jacobian.assemble(at).formed("torch.compile").singular()
         if failed is not None:
             result.copy_(spoil(failed, result.dim() - failed.dim(), result))
 

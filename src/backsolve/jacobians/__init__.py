@@ -2,18 +2,20 @@
 
 from backsolve.jacobians.banded import Banded
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
+from backsolve.jacobians.default import Default
 from backsolve.jacobians.dense import Dense
 from backsolve.jacobians.diagonal import Diagonal
 from backsolve.jacobians.differences import find_false_derivative
 from backsolve.jacobians.equations import Constrained, Equations, LowerTriangular, MinimumNorm, Symmetric
 from backsolve.jacobians.matrix_free import MatrixFree, MatrixFreeAt
-from backsolve.jacobians.probe import find_coupling, find_wrong_entries, gaussian_like
+from backsolve.jacobians.probe import find_coupling, find_wrong_entries
 from backsolve.jacobians.triangular import Triangular
 
 __all__ = [
     "Assembled",
     "Banded",
     "Constrained",
+    "Default",
     "Dense",
     "Diagonal",
     "Equations",
@@ -28,5 +30,4 @@ __all__ = [
     "find_coupling",
     "find_false_derivative",
     "find_wrong_entries",
-    "gaussian_like",
 ]
