@@ -19,8 +19,8 @@ from backsolve._arguments import Arguments
 from backsolve._attach import Rule
 from backsolve._solution import FLOATS, OnFailure, Solution, Tolerance
 from backsolve._solve import ParamEventDims, Problem
-from backsolve._torch import PLAIN, active_transform, is_distributed, never_compiled, unwrap
-from backsolve.jacobians import Dense, Diagonal, Jacobian
+from backsolve._torch import PLAIN, active_transform, is_distributed, never_compiled, not_traced, unwrap
+from backsolve.jacobians import Default, Diagonal, Jacobian
 from backsolve.solvers.foreign import Solver, as_solver, name_of
 
 
@@ -52,7 +52,7 @@ class Inverse:
             SingularJacobianError, StructureError: in the backward pass, J has no inverse or not the declared structure.
         """
         if type(x) not in PLAIN and is_distributed(x):
-            return _sharded_call(self._problem, self, x, params, kwargs)
+            return _sharded_call(self._problem, _with_problem(self, _sharded.guarded(self._problem)), x, params, kwargs)
         return self._run(x, params, kwargs).y
 
     def solve(self, x: Tensor, /, *params: Any, **kwargs: Any) -> Solution:
@@ -177,6 +177,7 @@ def _run_implicit(problem: Problem, arguments: Arguments, report: bool) -> Solve
     return _call(problem, None, arguments, report=report)
 
 
+@not_traced(errors.MADE_INSIDE)
 def inverse(
     f: Callable[..., Tensor],
     solver: Solver,
@@ -205,7 +206,8 @@ def inverse(
             `backsolve.solvers.numpy_solver(fn)`. What g computes for a cache that f reads too has no graph.
         event_dim: how many rightmost dimensions f mixes: 0 if it is elementwise, 1 for vectors, 2 for matrices. All
             dimensions to the left are batch.
-        jacobian: the structure of J: `Diagonal()` if `event_dim = 0`, else `Dense()`, unless said otherwise.
+        jacobian: the structure of J: `Diagonal()` if `event_dim = 0`, else `Dense()`, by products where that is faster,
+            unless said otherwise.
         param_event_dims: the event dimensions of the params: a tuple for positional ones, a dict for keywords; what
             is not named has 0 if `event_dim = 0`, else is unknown.
         refine: polish y by up to so many Newton steps, each kept only where it lowers the residual.
@@ -249,6 +251,7 @@ def inverse(
     return Inverse(f, solver, options)
 
 
+@not_traced(errors.MADE_INSIDE)
 def inverse_of(f: Callable[..., Tensor], **options: Any) -> Callable[[Solver], Inverse]:
     """Decorate the solver of `f(y, *params) = x`: the same as `inverse(f, solver, **options)`.
 
@@ -276,6 +279,7 @@ def inverse_of(f: Callable[..., Tensor], **options: Any) -> Callable[[Solver], I
     return decorate
 
 
+@not_traced(errors.MADE_INSIDE)
 def implicit_function(c: Callable[..., Tensor], solver: Solver, **options: Any) -> ImplicitFunction:
     """Make the solution of `c(y, *params) = 0` a differentiable function of the params.
 
@@ -332,7 +336,7 @@ def _problem(
     if on_failure not in get_args(OnFailure):
         raise errors.bad_option("on_failure", f"one of {get_args(OnFailure)}", on_failure)
     _check_event_dims(param_event_dims)
-    structure = jacobian or (Dense() if event_dim else Diagonal())
+    structure = jacobian or (Default() if event_dim else Diagonal())
     call = f"{kind}({name_of(f)}, {name_of(solver)})"
     if structure.equations is not None:
         if kind != "inverse" or event_dim != structure.equations.event_dim:
@@ -382,8 +386,9 @@ def _call(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
     return _functional.solve(problem, x, arguments, report=report)
 
 
-_uncompiled_call = never_compiled(_call)  # what walks autograd graphs must not be traced
-_sharded_call = never_compiled(_sharded.call)
+# What walks autograd graphs must not be traced.
+_uncompiled_call = never_compiled(_call, errors.NOT_COMPILED)
+_sharded_call = never_compiled(_sharded.call, errors.SHARDED_NOT_COMPILED)
 
 
 def _compiled_call(problem: Problem, x: Tensor | None, arguments: Arguments, report: bool) -> Solved:
@@ -425,6 +430,12 @@ def _starting_at(original: Any, previous: Solution | Tensor) -> Any:
     y = (previous.y if isinstance(previous, Solution) else previous).detach()
     twin = type(original)(original._f, replace(solver, init=y), original._options)
     twin._problem.rule.verified.update(original._problem.rule.verified)
+    return twin
+
+
+def _with_problem(original: Inverse, problem: Problem) -> Inverse:
+    twin = object.__new__(type(original))
+    vars(twin).update(vars(original), _problem=problem)
     return twin
 
 

@@ -44,6 +44,9 @@ class LU(Structure):
     def outer(self, h: Tensor, u: Tensor) -> Tensor:
         return h @ u.mH
 
+    def diagonal(self, entries: Tensor) -> Tensor:
+        return entries.diagonal(dim1=-2, dim2=-1)
+
     def matrix(self, entries: Tensor) -> Tensor:
         return entries
 
@@ -89,6 +92,9 @@ class Cholesky(Structure):
     def outer(self, h: Tensor, u: Tensor) -> Tensor:
         return h @ u.mH
 
+    def diagonal(self, entries: Tensor) -> Tensor:
+        return entries.diagonal(dim1=-2, dim2=-1)
+
     def matrix(self, entries: Tensor) -> Tensor:
         return entries
 
@@ -118,6 +124,9 @@ class Substitution(Structure):
 
     def outer(self, h: Tensor, u: Tensor) -> Tensor:
         return self._triangle(h @ u.mH)
+
+    def diagonal(self, entries: Tensor) -> Tensor:
+        return entries.diagonal(dim1=-2, dim2=-1)
 
     def matrix(self, entries: Tensor) -> Tensor:
         return self._triangle(entries)
