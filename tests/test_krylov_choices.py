@@ -199,6 +199,15 @@ def test_a_singular_event_is_found_by_default(use: str) -> None:
         uses[use]()
 
 
+def test_a_coupled_batch_is_found_where_products_are_used() -> None:
+    for seed in range(3):
+        y = random(seed, EVENTS, N)
+        inv = inverse(lambda y: y + 1e-6 * (y - y.mean(0)) / y.std(0), lambda _, y=y: y.clone(), event_dim=1)
+        x = (y + 1e-6 * (y - y.mean(0)) / y.std(0)).requires_grad_()
+        with pytest.raises(errors.StructureError, match="independent across the batch"):
+            inv(x).sum().backward()
+
+
 def test_a_singular_event_is_found_under_torch_func() -> None:
     scales = torch.tensor([[1.0, 2.0], [1.0, 0.0]], dtype=torch.float64)
     x = torch.zeros(2, 2, dtype=torch.float64)
