@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backsolve import Dense, Inverse, MatrixFree, errors, inverse
 from backsolve.jacobians import default, matrix_free
-from backsolve.linalg import Krylov, cg, richardson
+from backsolve.linalg import Krylov, cg, gmres, richardson
 from tests.test_derivatives import assert_close_orders, derivatives
 from tests.test_matrix_free import g_from, mixing, random
 
@@ -130,6 +130,32 @@ def test_negative_curvature_is_an_error() -> None:
     x = (a @ y[..., None])[..., 0].requires_grad_()
     with pytest.raises(errors.StructureError, match=r"not positive definite(.|\n)*index \(1,\)"):
         inv(x).sum().backward()
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.5], ids=["contraction", "no contraction"])
+def test_products_for_a_convolution_are_those_of_gmres(strength: float) -> None:
+    kernel = random(0, 1, 1, 3, 3)
+    kernel = 2 * strength * kernel / kernel.abs().sum()
+    y = random(1, 1024).requires_grad_()
+    f = lambda y: y + torch.tanh(torch.conv2d(y.reshape(1, 1, 32, 32), kernel, padding=1)).reshape(y.shape)  # noqa: E731
+    x, v = f(y), random(2, 1024)
+
+    def pull(w: Tensor) -> Tensor:
+        return torch.autograd.grad(x, y, w, retain_graph=True)[0]
+
+    basis, images, r, steps = v[:, None] / v.norm(), [], v, 0
+    while r.norm() > 1e-8 * v.norm():  # Arnoldi's basis and least squares: GMRES as the books have it
+        images.append(pull(basis[:, -1]))
+        mapped, steps = torch.stack(images, 1), steps + 1
+        r = v - mapped @ torch.linalg.lstsq(mapped, v[:, None]).solution[:, 0]
+        w = images[-1]
+        for _ in range(2):
+            w = w - basis @ (basis.mT @ w)
+        basis = torch.cat([basis, w[:, None] / w.norm()], 1)
+    found = gmres(lambda w: pull(w[0])[None], v[None], rtol=1e-8, maxiter=400, restart=200)
+    assert found.converged.all()
+    assert steps > 10
+    assert found.products <= steps + 2
 
 
 # ---- by default -----------------------------------------------------------------------------------------------------
