@@ -62,7 +62,7 @@ class _Line:
     def __init__(self, at: Linearized, assembled: Assembled, unit_dims: int, number: int) -> None:
         y = at.y.detach()
         eps = torch.finfo(y.dtype).eps
-        gaussian = gaussian_like(torch.stack([y] * (_DIRECTIONS + 1)))
+        gaussian = gaussian_like(y.expand(_DIRECTIONS + 1, *y.shape))
         self.at, self.unit_dims, self.y = at, unit_dims, y
         self.u, self.t = gaussian[-1], gaussian[number] * _size(y)
         terms = assembled.transposed_times(self.u) * self.t
