@@ -249,7 +249,7 @@ MUTANTS = (
     Mutant(
         name="f passes x at a pole, too",
         file="backsolve/_solution.py",
-        old="((low < z) & (z < high) & (low <= target) & (target <= high))",
+        old="(amid & (low <= target) & (target <= high))",
         new="((low <= target) & (target <= high))",
         tests=("tests/test_residual.py::test_a_pole_between_two_places_is_no_root",),
     ),
@@ -310,6 +310,13 @@ MUTANTS = (
         tests=("tests/test_linalg.py::test_right_hand_sides_of_one_matrix_share_a_factorisation_and_a_solve",),
     ),
     Mutant(
+        name="residual test: a jump of f over x passes",
+        file="backsolve/_solution.py",
+        old="torch.minimum(z - low, high - z) > (high - low) / 16",
+        new="torch.minimum(z - low, high - z) > 0",
+        tests=("tests/test_bracket.py::test_what_has_no_solution",),
+    ),
+    Mutant(
         name="Bracket: one point too near to the root counts as proof",
         file="backsolve/solvers/chandrupatla.py",
         old="pinched = (room < grain) | ((room <= 4 * grain) & straight)",
@@ -368,7 +375,7 @@ MUTANTS = (
     Mutant(
         name="Newton: no line search",
         file="backsolve/solvers/newton.py",
-        old="(foreseen <= (1 - fraction / 4) * length)",
+        old="(foreseen <= (1 - self.fraction / 4) * length)",
         new="(foreseen <= torch.inf)",
         tests=("tests/test_newton.py::test_line_search_where_the_full_step_overshoots",),
     ),
