@@ -115,7 +115,7 @@ class Solved:
             at = linearize_connected(self.forward, self.y)
             if self.value is not None:  # f is evaluated later than in the call, which may be much later
                 check_value(at, torch.where(self.y.isnan(), at.value, self.value))
-            assembled = rule.assemble(at)
+            assembled = rule.assemble(at, differentiated=self.y.requires_grad)
             result = rule.spoil_singular(assembled, make(assembled), trailing_dims)
         if self.check is not None and rule.on_failure == "nan":
             result = spoil(self.check.failed, trailing_dims, result)

@@ -524,6 +524,25 @@ def false_derivative(
     )
 
 
+def false_curvature(
+    call: str, noun: str, index: tuple[int, ...], by_autograd: float, by_values: float
+) -> StructureError:
+    """The gradients of f do not change as their own derivative says."""
+    place = f"in {noun} {index}" if index else "in all"
+    return StructureError(
+        document(
+            call,
+            "the second derivatives of f are not those of its first derivatives.",
+            expected="J(y + h t) - J(y - h t) to be 2 h times the derivative of J along t for small h, and df/dp alike",
+            got=f"{place}, along a random direction: {by_autograd:.6g} by autograd, {by_values:.6g} by finite "
+            "differences",
+            remedy="some operation in f has a backward that is not differentiable (a Function that detaches what it "
+            "saved, once_differentiable, torch.cond): rewrite it, or take first derivatives only, without "
+            "create_graph; verify=False trusts f",
+        )
+    )
+
+
 def contradicted(call: str, claim: Any, found: str) -> StructureError:
     """The probe found that J has not the structure that was declared within an event."""
     return StructureError(
