@@ -25,6 +25,7 @@ ROOMS = (
     "_torch",
     "_levels",
     "_arguments",
+    "_random",
     "_reduce",
     "linalg",
     "_solution",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from backsolve import errors, implicit_function, inverse
+from backsolve._solution import Tolerance, check_residual
 from backsolve.solvers import numpy_solver
 
 EPS = torch.finfo(torch.float64).eps
@@ -292,6 +293,43 @@ def test_an_f_that_subtracts_large_numbers_is_judged_by_its_newton_step() -> Non
     inv = inverse(lambda y: (y.exp() + 4e10) - 4e10, torch.log)
     assert (inv.solve(x).residual / x).max() > EPS**0.5, "the case must be one that the free test refuses"
     inv(x)
+
+
+def test_rounding_in_a_few_components_of_large_events_needs_no_jacobian() -> None:
+    """Some x among thousands are small beside the terms of f: what is left there is rounding, and J is not needed."""
+    torch.manual_seed(0)
+    weight = 0.7 * 128**-0.5 * torch.randn(128, 128, dtype=torch.float64)
+
+    def f(y: Tensor) -> Tensor:
+        return y + 0.5 * torch.tanh(y @ weight.to(y).T)
+
+    x = torch.randn(256, 128)
+    y = x.double()
+    for _ in range(100):
+        y = x.double() - 0.5 * torch.tanh(y @ weight.T)
+    y = y.float()
+    off = (f(y) - x).abs()
+    assert (off > Tolerance().relative(x.dtype) * x.abs()).any(), "the case must fail the free test"
+    check = check_residual(y, x, f(y), 1, Tolerance(), f, lambda _: pytest.fail("J was worked out"))
+    assert not check.failed.any()
+
+
+POLES = {
+    "tan at pi / 2": (torch.tan, math.pi / 2, 1.3e5),
+    "-tan at pi / 2": (lambda y: -torch.tan(y), math.pi / 2, -1.3e5),
+    "cot at pi": (lambda y: 1 / torch.tan(y), math.pi, 2.0),
+    "1 / (y - 1) beside 1": (lambda y: 1 / (y - 1), 1 + 3 * EPS, 5.0),
+}
+
+
+@pytest.mark.parametrize("event_dim", [0, 1])
+@pytest.mark.parametrize(("f", "y", "x"), POLES.values(), ids=POLES.keys())
+def test_a_pole_between_two_places_is_no_root(f: Any, y: float, x: float, event_dim: int) -> None:
+    """f passes x there only by way of infinity; in an event the large component lends the small one nothing."""
+    with pytest.raises(errors.ResidualError):
+        inverse(f, lambda _: tensor(y, math.atan(1e3)), event_dim=event_dim)(
+            torch.stack([tensor(x)[0], f(tensor(math.atan(1e3)))[0]])
+        )
 
 
 def test_a_root_at_zero_is_told_how_to_allow_an_absolute_error() -> None:

@@ -311,12 +311,13 @@ def test_batch_norm_mixes_the_batch() -> None:
 
 
 def test_modules_move_their_buffers_at_every_call() -> None:
+    torch.manual_seed(0)
     norm = torch.nn.BatchNorm1d(1, dtype=torch.float64)
-    linear = torch.nn.Linear(3, 3, dtype=torch.float64)
+    linear = torch.nn.Linear(16, 16, dtype=torch.float64)  # so large that its 15 first power iterations do not converge
     spectral = torch.nn.utils.parametrizations.spectral_norm(linear).parametrizations["weight"][0]
     before = norm.running_mean.clone(), spectral._u.clone()
     norm(torch.linspace(0, 2, 5, dtype=torch.float64)[:, None])
-    linear(torch.ones(3, dtype=torch.float64))
+    linear(torch.ones(16, dtype=torch.float64))
     way_out = "numerical solvers, which call f many times"
     still(not torch.equal(norm.running_mean, before[0]), way_out)
     still(not torch.equal(spectral._u, before[1]), way_out)

@@ -21,9 +21,11 @@ from torch import Tensor
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._linearize import Forward, Linearization, Model, gradients, linearize, relinearize
+from backsolve._random import gaussian_like
 from backsolve._solution import OnFailure, event_norm, first_index, handle_failure
 from backsolve._torch import (
     GradMode,
+    beside_leaf,
     eager_apply,
     gradient_edge,
     graph_is_kept,
@@ -39,7 +41,6 @@ from backsolve.jacobians import (
     find_false_curvature,
     find_false_derivative,
     find_wrong_entries,
-    gaussian_like,
 )
 
 Gradients = list[Tensor | None]
@@ -194,7 +195,7 @@ def attach(rule: Rule, at: Linearization, y: Tensor, x: Tensor | None) -> Tensor
     tensors = at.forward.arguments.tensors
     if at.captures:
         tensors = (*tensors, *[c.tensor for c in at.captures])
-    return _Implicit.apply_eagerly(rule, at, [y], x, *tensors)
+    return _Implicit.apply_eagerly(rule, at, [y], x, *map(beside_leaf, tensors))
 
 
 def _attach_transposed(rule: Rule, structure: Jacobian, at: Linearization, w: Tensor, v: Tensor) -> Tensor:
@@ -231,7 +232,7 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         y, *tensors = ctx.saved_tensors  # also autograd's test for changes in place
-        wanted = wanted_gradients(ctx)[ctx.has_x :] if tensors else []
+        wanted = wanted_gradients(ctx, ctx.has_x) if tensors else []
         if torch.is_grad_enabled():
             w, *others = outside_autocast(_differentiable_vjp, y, grads[0], ctx.rule, ctx.at, tensors, wanted)
         else:

@@ -210,9 +210,9 @@ def inverse(
             is not named has 0 if `event_dim = 0`, else is unknown.
         refine: polish y by up to so many Newton steps, each kept only where it lowers the residual.
         residual_tol: rtol, or `(rtol, atol)`, of the residual test: an event passes if
-            `|f(y) - x| <= rtol max(|x|, |f(y)|)` in the maximum norm, or if a Newton step would move y by at most
-            `rtol |y| + atol`. Default: rtol = sqrt(eps) of the dtype; atol = eps, and 0 for events with |x| < eps.
-            `math.inf`: no test.
+            `|f(y) - x| <= rtol max(|x|, |f(y)|)` in each component, or f passes x a few roundings of y away, or if a
+            Newton step would move y by at most `rtol |y| + atol`. Default: rtol = sqrt(eps) of the dtype; atol = eps,
+            and 0 for events with |x| < eps. `math.inf`: no test.
         on_failure: what happens to events that fail the test, or whose J is singular: "raise" an error, "warn", turn
             them and all their gradients to "nan", or "ignore" it. A param that failed events share has a gradient
             of NaN, as it is a sum over events; select the good events before the call to keep it.

@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._closure import Capture, Graph, replacing, trace
+from backsolve._random import gaussian_like
 from backsolve._torch import (
     GradMode,
     gradient_edge,
@@ -23,7 +24,7 @@ from backsolve._torch import (
     pull_back_many,
     versions,
 )
-from backsolve.jacobians import Jacobian, gaussian_like
+from backsolve.jacobians import Jacobian
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from backsolve import errors
+from backsolve._random import gaussian_like
 from backsolve._reduce import extremes
 
 OnFailure = Literal["raise", "warn", "nan", "ignore"]
@@ -44,6 +45,8 @@ class Solution:
 
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
+_ROUNDINGS = 64
+_TRIES = 3
 _HALF_THE_DIGITS = {dtype: math.sqrt(torch.finfo(dtype).eps) for dtype in FLOATS}
 
 
@@ -51,9 +54,10 @@ _HALF_THE_DIGITS = {dtype: math.sqrt(torch.finfo(dtype).eps) for dtype in FLOATS
 class Tolerance:
     """When an event counts as solved.
 
-    The free test is `|f(y) - x| <= rtol max(|x|, |f(y)|)` in each component. An event that fails it may still be as
-    good as the arithmetic allows (x near 0, or an f that subtracts large numbers), so it is judged by its Newton step
-    instead: it passes if that moves y by at most `rtol |y| + atol`, in the maximum norm, and f responds as J says.
+    The free test is `|f(y) - x| <= rtol max(|x|, |f(y)|)` in each component. A component that fails it may still be as
+    good as the arithmetic allows (x near 0, or an f that subtracts large numbers): it passes if f passes x within
+    `min(rtol, 64 eps) |y|` of y. An event with any other is judged by its Newton step instead: it passes if that moves
+    y by at most `rtol |y| + atol`, in the maximum norm, and f responds as J says.
 
     `rtol=None` is sqrt(eps) of the dtype. `atol=None` is eps, but 0 for events with |x| < eps, as a probability of
     1e-300 must not pass with any tiny y; and 0 where the residual is above eps, as y may be small by its unit.
@@ -134,6 +138,9 @@ def check_residual(
     size = z.abs() if x is None else torch.maximum(z.abs(), x.abs())
     solved = (difference.abs() <= rtol * size) & difference.isfinite()  # NaN compares false
     failed = ~_in_each_event(solved, event_dim)
+    if failed.any() and not y.is_complex():
+        width = min(_ROUNDINGS * torch.finfo(y.dtype).eps, rtol)
+        failed = ~_in_each_event(_brackets(y, x, z, solved, width, value, _TRIES if event_dim else 1), event_dim)
     if not failed.any():
         return Check(failed, residual)
     step = newton(difference)
@@ -144,6 +151,37 @@ def check_residual(
     if (failed & passed).any():
         passed &= _responds(y, step, rtol, event_dim, value, newton)
     return Check(failed & ~passed, residual, step_norm)
+
+
+def _brackets(
+    y: Tensor,
+    x: Tensor | None,
+    z: Tensor,
+    solved: Tensor,
+    width: float,
+    value: Callable[[Tensor], Tensor],
+    tries: int,
+) -> Tensor:
+    """The components that are `solved`, or where f passes x between two places a few roundings of y away.
+
+    Where x is small beside the terms that f adds up, as in a few of the many components of a large event, rounding
+    fails the free test. Then f at `y (1 - width)` and `y (1 + width)` lies on both sides of x, with f(y) between them:
+    at a pole it does not. Each component of y has a random sign, so that little cancels; what does is tried again.
+    """
+    y, target = y.detach(), torch.zeros_like(z) if x is None else x
+    signs = gaussian_like(y).sign() if tries > 1 else torch.ones_like(y)
+    for _ in range(tries):
+        before, away = solved, width * signs * y.abs()
+        try:
+            one, other = value(y - away), value(y + away)
+        except Exception:  # noqa: BLE001 (f may raise outside its domain, whatever it likes)
+            break
+        low, high = torch.minimum(one, other), torch.maximum(one, other)
+        solved = solved | ((low < z) & (z < high) & (low <= target) & (target <= high))  # NaN compares false
+        if solved.all() or (solved == before).all():
+            break
+        signs = signs.flatten().roll(1).reshape(signs.shape)
+    return solved
 
 
 def _responds(

@@ -247,6 +247,13 @@ MUTANTS = (
         tests=("tests/test_residual.py::test_infinity_does_not_solve_a_finite_x",),
     ),
     Mutant(
+        name="f passes x at a pole, too",
+        file="backsolve/_solution.py",
+        old="((low < z) & (z < high) & (low <= target) & (target <= high))",
+        new="((low <= target) & (target <= high))",
+        tests=("tests/test_residual.py::test_a_pole_between_two_places_is_no_root",),
+    ),
+    Mutant(
         name="every small Newton step is believed",
         file="backsolve/_solution.py",
         old="    believed = event_norm(step, event_dim) == 0",

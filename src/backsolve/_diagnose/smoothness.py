@@ -11,7 +11,7 @@ from torch import Tensor
 from backsolve._closure import Graph
 from backsolve._diagnose.finding import Finding
 from backsolve._diagnose.subject import Subject
-from backsolve.jacobians import gaussian_like
+from backsolve._random import gaussian_like
 
 _KINKED = (
     "Abs", "Ceil", "Clamp", "Cummax", "Cummin", "Elu", "Floor", "Fmax", "Fmin", "Frac", "Hardshrink", "Hardsigmoid",

@@ -20,7 +20,8 @@ from torch import Tensor
 from backsolve._diagnose.finding import Finding
 from backsolve._diagnose.subject import Subject, direction
 from backsolve._linearize import Linearization
-from backsolve.jacobians import Jacobian, gaussian_like
+from backsolve._random import gaussian_like
+from backsolve.jacobians import Jacobian
 
 _ALL_ROWS = 256  # events of up to so many elements are looked at entry by entry
 _SOME_ROWS = 64  # larger ones by so many rows

@@ -16,9 +16,10 @@ from torch.utils import _pytree as pytree
 from backsolve._arguments import Arguments
 from backsolve._inverse import Inverse
 from backsolve._linearize import Linearization, linearize
+from backsolve._random import gaussian_like
 from backsolve._solution import Solution
 from backsolve._torch import without_autocast
-from backsolve.jacobians import Jacobian, gaussian_like
+from backsolve.jacobians import Jacobian
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from backsolve.jacobians.diagonal import Diagonal
 from backsolve.jacobians.differences import find_false_curvature, find_false_derivative
 from backsolve.jacobians.equations import Constrained, Equations, LowerTriangular, MinimumNorm, Symmetric
 from backsolve.jacobians.matrix_free import MatrixFree, MatrixFreeAt
-from backsolve.jacobians.probe import find_coupling, find_wrong_entries, gaussian_like
+from backsolve.jacobians.probe import find_coupling, find_wrong_entries
 from backsolve.jacobians.triangular import Triangular
 
 __all__ = [
@@ -29,5 +29,4 @@ __all__ = [
     "find_false_curvature",
     "find_false_derivative",
     "find_wrong_entries",
-    "gaussian_like",
 ]

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from backsolve._random import gaussian_like
 from backsolve.jacobians.base import Assembled, Linearized
-from backsolve.jacobians.probe import gaussian_like
 
 _STEPS = 4.0 ** -torch.arange(6, dtype=torch.float64)  # relative to the first
 _SAME = 0.05  # how much a difference may change from step to step, relative to itself
