@@ -175,6 +175,11 @@ def active_transform() -> str | None:
     return None
 
 
+def is_traced() -> bool:
+    """Whether torch.jit.trace or make_fx is recording: what g computes elsewhere would become a constant."""
+    return _C._get_tracing_state() is not None or _C._get_dispatch_mode(_C._TorchDispatchModeKey.PROXY) is not None
+
+
 def is_functorch_wrapped(tensor: Tensor) -> bool:
     """Whether a tensor belongs to a level of torch.func."""
     return _C._functorch.is_functorch_wrapped_tensor(tensor)

@@ -163,6 +163,19 @@ def mixed_devices(call: str, x: Any, other: Any) -> ArgumentError:
     )
 
 
+def traced(call: str) -> TransformError:
+    """torch.jit.trace or make_fx would record y as a constant."""
+    return TransformError(
+        document(
+            call,
+            "a tracer is recording.",
+            expected="an eager call, torch.compile, or torch.export",
+            got="torch.jit.trace or make_fx: they would record what g returns and what the tests decide as constants",
+            remedy="use torch.compile or torch.export, or trace the parts around the call",
+        )
+    )
+
+
 def uncompiled_argument(call: str, value: Any) -> TransformError:
     """A param that cannot go through a compiled call."""
     return TransformError(
