@@ -30,6 +30,8 @@ STYLES = {
     "hand-written": ("#000000", "|"),
     "floor": ("#56b4e9", "D"),
     "backsolve": ("#d55e00", "o"),
+    "backsolve, Dense": ("#d55e00", "s"),
+    "backsolve, Banded": ("#d55e00", "d"),
     "dense autograd.functional": ("#009e73", "s"),
     "TorchOpt": ("#0072b2", "v"),
     "xitorch": ("#0072b2", "^"),

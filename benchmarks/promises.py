@@ -34,14 +34,16 @@ def _extra_microseconds(case: str, contestant: str, reference: str, limit: float
     return Promise(f"{case}: {contestant} less {reference}, µs", limit, measured)
 
 
-def _exponent(growth: str, limit: float) -> Promise:
+def _exponent(growth: str, contestant: str, limit: float) -> Promise:
     def measured(result: Result) -> float:
         exponents = result["growth"][growth]["exponents"]
-        return abs(exponents["backsolve"] - exponents["hand-written"])
+        return exponents[contestant] - exponents["hand-written"]
 
-    return Promise(f"growth, {growth}: difference of the exponents of backsolve and hand-written", limit, measured)
+    return Promise(f"growth, {growth}: exponent of {contestant} less that of hand-written", limit, measured)
 
 
+_LINE, _IMAGE = "reaction-diffusion, n = 100,000", "convolution, n = 65,536"
+_HESSIAN = "dense, n = 128, batch 64, Hessian-vector product"
 _MILLION, _GIVEN, _UNTESTED = "arcsin, n = 1,000,000", "backsolve, f' given", "backsolve, f' given, no test"
 
 PROMISES = [
@@ -56,6 +58,15 @@ PROMISES = [
     _ratio("gamma quantile, n = 1,000,000, inversion", "Bracket", "one evaluation of f", 16.0),
     _ratio("quantile of a mixture, n = 1,000,000, inversion", "Bracket", "one evaluation of f", 30.0),
     Promise(f"{_MILLION}: peak memory of backsolve, MiB", 25.0, lambda result: result["memory"][_MILLION]["backsolve"]),
-    _exponent("arcsin", 0.1),
-    _exponent("dense, batch 1", 0.1),
+    *(_ratio(f"dense in float32, n = 128, batch {b}", "backsolve", "hand-written", 1.4) for b in (64, 256)),
+    *(_ratio(f"dense, n = {n}, batch 64", "backsolve, Dense", "floor", 1.2) for n in (128, 512)),
+    *(_ratio(f"dense, n = {n}, batch 64", _GIVEN, "hand-written", 1.2) for n in (128, 512)),
+    _ratio(_LINE, "backsolve, Banded", "floor", 1.1),
+    _ratio(_LINE, "backsolve, Banded", "hand-written", 2.5),
+    _ratio(_IMAGE, "backsolve, GMRES", "hand-written", 1.3),
+    _ratio(_HESSIAN, "backsolve", "hand-written", 1.6),
+    _ratio(_HESSIAN, "backsolve, GMRES", "hand-written", 1.0),
+    _exponent("arcsin", "backsolve", 0.1),
+    _exponent("dense, batch 1", "backsolve, Dense", 0.1),
+    _exponent("reaction-diffusion", "backsolve, Banded", 0.1),
 ]

@@ -24,6 +24,8 @@ ARCSINS = ("hand-written", "floor", "closed form", "backsolve", "backsolve, f' g
 OTHERS = ("hand-written", "floor", "g alone", "backsolve")
 INVERSION = ("one evaluation of f", "Bracket", "50 bisections", "SciPy's find_root")
 KRYLOV = ("backsolve, GMRES", "backsolve, BiCGSTAB")
+DECLARED = ("backsolve, Dense", "backsolve, f' given", "backsolve, GMRES")
+CROSSOVER = [(16, 64), (64, 1), (64, 64), (64, 256), (256, 1), (256, 64), (1024, 1)]  # where products overtake
 SECOND = ("hand-written", "closed form", "backsolve")
 
 WORKLOADS = [
@@ -36,8 +38,9 @@ WORKLOADS = [
     Case(DENSE, (3, 1), (*OTHERS, *PEERS)),
     *(Case(DENSE, (4, batch), (*OTHERS, *PEERS)) for batch in (1, 64, 256)),
     *(Case(DENSE, (32, batch), (*OTHERS, *PEERS), quick=batch == 64) for batch in (1, 64, 256)),
-    *(Case(DENSE, (128, batch), (*OTHERS, *PEERS), memory=batch == 64) for batch in (1, 64, 256)),
-    *(Case(DENSE, (512, batch), (*OTHERS, *PEERS)) for batch in (1, 64)),
+    *(Case(DENSE, (128, batch), (*OTHERS, *DECLARED, *PEERS), memory=batch == 64) for batch in (1, 64, 256)),
+    *(Case(DENSE, (512, batch), (*OTHERS, *DECLARED, *PEERS)) for batch in (1, 64)),
+    *(Case(DENSE, size, ("hand-written", "backsolve", *DECLARED)) for size in CROSSOVER),
     Case(REACTION_DIFFUSION, (100_000,), ("hand-written", "floor", "backsolve, Banded"), memory=True),
     Case(CONVOLUTION, (65_536,), ("hand-written", *KRYLOV), memory=True),
     *(Case(DENSE_FLOAT32, (128, batch), ("hand-written", "backsolve", *KRYLOV)) for batch in (64, 256)),
@@ -58,7 +61,8 @@ WORKLOADS = [
 COMPARED = ("hand-written", "floor", "backsolve")
 GROWTH = [
     [Case(ARCSIN, (n,), COMPARED) for n in (100_000, 200_000, 400_000, 800_000, 1_600_000)],
-    [Case(DENSE, (n, 1), COMPARED) for n in (512, 1024, 2048)],
+    [Case(DENSE, (n, 1), (*COMPARED, "backsolve, Dense")) for n in (512, 1024, 2048)],
+    [Case(REACTION_DIFFUSION, (n,), (*COMPARED[:2], "backsolve, Banded")) for n in (50_000, 100_000, 200_000, 400_000)],
 ]
 
 PROFILED = [Case(ARCSIN, (n,), ("backsolve",)) for n in (1, 1_000_000)]

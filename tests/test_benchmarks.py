@@ -32,7 +32,7 @@ TINY = {
     "reaction-diffusion": (7,),
     "convolution": (16,),
 }
-STRUCTURES = {"Banded", "GMRES", "BiCGSTAB"}
+STRUCTURES = {"Dense", "Banded", "GMRES", "BiCGSTAB"}
 PEERS = {"TorchOpt", "xitorch", "torchdeq", "zuko", "jaxopt", "optimistix"}
 
 # Who is wrong, or has no answer and says so.
@@ -66,9 +66,7 @@ def test_contestants_are_right(name, problem, task) -> None:
             "closed form",
             "torchdeq",
             "zuko",
-            "backsolve, Banded",
-            "backsolve, GMRES",
-            "backsolve, BiCGSTAB",
+            *(f"backsolve, {structure}" for structure in STRUCTURES),
             *INVERSION,
         }
         return

@@ -279,6 +279,9 @@ def test_band_matrices_that_need_pivots(
                 u = factored.solve(b, adjoint=adjoint)
                 size = torch.linalg.matrix_norm(matrix)[..., None, None] * u.abs().amax((-2, -1), keepdim=True)
                 assert ((matrix @ u - b).abs() <= 64 * torch.finfo(dtype).eps * size).all()  # backward stable
+                once = Factored(structure, e).solve(b[..., :1], adjoint=adjoint)  # may have a way of its own
+                assert ((matrix @ once - b[..., :1]).abs() <= 64 * torch.finfo(dtype).eps * size).all()
+                assert torch.equal(structure.matrix(e), a)
                 torch.testing.assert_close(structure.times(e, b, adjoint), matrix @ b)
             if dtype != torch.float32:  # ill-conditioned ones have no digits of a pivot left there
                 torch.testing.assert_close(factored.log_abs_det(), torch.linalg.slogdet(a)[1], rtol=1e-9, atol=1e-9)

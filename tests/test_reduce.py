@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from backsolve._reduce import extremes
+from backsolve._reduce import extremes, greatest_magnitude, least_magnitude
 
 
 @pytest.mark.parametrize("n", [1, 1000, 2**17, 2**17 + 1, 300_001])
@@ -17,3 +17,11 @@ def test_the_extremes_are_found_anywhere(n: int, at: int, value: float) -> None:
     expected = [str(t.item()) for t in ((-x).amin(), (-x).amax())]
     for t in (x, torch.stack([x, x], 1)[:, 0]):
         assert [str(e) for e in extremes(torch.neg, t)] == expected
+
+
+@pytest.mark.parametrize("values", [[3.0, 1.0, 2.0], [-3.0, -1.0], [-3.0, 2.0, -1.0], [0.0, 2.0], [1.0, math.nan]])
+@pytest.mark.parametrize("factor", [1.0, -1.0, 1j])
+def test_magnitudes(values: list[float], factor: complex) -> None:
+    t = torch.tensor(values, dtype=torch.float64) * factor
+    assert str(least_magnitude(t)) == str(t.abs().amin().item())
+    assert str(greatest_magnitude(t)) == str(t.abs().amax().item())

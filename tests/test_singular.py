@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from backsolve import Diagonal, errors, implicit_function, inverse
+from backsolve import Banded, Dense, Diagonal, errors, implicit_function, inverse
+from backsolve.jacobians import Jacobian
 from backsolve.linalg import LU, Factored
 
 EPS = torch.finfo(torch.float64).eps
@@ -71,6 +72,22 @@ def test_a_dense_turning_point(dtype: torch.dtype) -> None:
         with pytest.raises(errors.SingularJacobianError, match=r"index \(1,\)"):
             inverse(f, g, event_dim=1)(x).sum().backward()
         inverse(f, g, event_dim=1)(x[:1]).sum().backward()
+
+
+@pytest.mark.parametrize("structure", [Dense(), Banded(1, 1)], ids=str)
+def test_a_direction_of_y_that_no_equation_sees(structure: Jacobian) -> None:
+    """One column of J is rounding error; each of its rows, and each pivot beside its column, looks well."""
+    mix = torch.tensor([[2.0, 1.0], [-1.0, 1.5]], dtype=torch.float64)
+    x = torch.tensor([[0.3, 0.5], [1.0, 0.5]], dtype=torch.float64) @ mix.T
+    inv = inverse(
+        lambda y: torch.sin(y) @ mix.T,
+        lambda x: torch.asin(torch.linalg.solve(mix, x.mT).mT.clamp(-1, 1)),
+        event_dim=1,
+        jacobian=structure,
+    )
+    with pytest.raises(errors.SingularJacobianError, match=r"index \(1,\)"):
+        inv(x.requires_grad_()).sum().backward()
+    inv(x[:1]).sum().backward()
 
 
 @pytest.mark.parametrize("slope", [2.0, 5.0, 11.0])

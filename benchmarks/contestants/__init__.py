@@ -14,7 +14,7 @@ CONTESTANTS: dict[str, Callable[[Case], Run | None]] = {
     "backsolve": backsolve.from_f,
     "backsolve, f' given": backsolve.from_entries,
     "backsolve, f' given, no test": backsolve.from_entries_unchecked,
-    **{f"backsolve, {name}": backsolve.with_structure(name) for name in ("Banded", "GMRES", "BiCGSTAB")},
+    **{f"backsolve, {name}": backsolve.with_structure(name) for name in ("Dense", "Banded", "GMRES", "BiCGSTAB")},
     "dense autograd.functional": by_hand.original,
     "TorchOpt": torch_peers.torchopt,
     "xitorch": torch_peers.xitorch,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backsolve import MatrixFree
+from backsolve import Dense, MatrixFree
 from benchmarks.case import Problem
 
 
@@ -88,6 +88,6 @@ DENSE = Problem(
     in_jax=_in_jax,
     entries=jacobian,
     event_dim=1,
-    structures={"GMRES": MatrixFree(), "BiCGSTAB": MatrixFree("bicgstab")},
+    structures={"Dense": Dense(), "GMRES": MatrixFree(), "BiCGSTAB": MatrixFree("bicgstab")},
     contracts=True,
 )

@@ -169,7 +169,7 @@ def _examine(rule: Rule, forward: Mapped, y: Tensor, z: Tensor | None, inputs: S
                 raise errors.untraceable(
                     rule.call, f"a tensor that only autograd sees, {errors.describe(at.captures[0].tensor)}"
                 )
-            assembled = rule.assemble(at, differentiated=twice)
+            assembled = rule.assemble(at, differentiated=twice).formed("a transform of torch")
             failed = None if rule.on_failure == "ignore" else assembled.singular()
             if failed is None:
                 return [None]

@@ -20,7 +20,7 @@ from backsolve._attach import Rule
 from backsolve._solution import FLOATS, OnFailure, Solution, Tolerance
 from backsolve._solve import ParamEventDims, Problem
 from backsolve._torch import PLAIN, active_transform, is_distributed, never_compiled, unwrap
-from backsolve.jacobians import Dense, Diagonal, Jacobian
+from backsolve.jacobians import Default, Diagonal, Jacobian
 from backsolve.solvers.foreign import Solver, as_solver, name_of
 
 
@@ -205,7 +205,8 @@ def inverse(
             `backsolve.solvers.numpy_solver(fn)`. What g computes for a cache that f reads too has no graph.
         event_dim: how many rightmost dimensions f mixes: 0 if it is elementwise, 1 for vectors, 2 for matrices. All
             dimensions to the left are batch.
-        jacobian: the structure of J: `Diagonal()` if `event_dim = 0`, else `Dense()`, unless said otherwise.
+        jacobian: the structure of J: `Diagonal()` if `event_dim = 0`, else `Dense()`, by products where that is faster,
+            unless said otherwise.
         param_event_dims: the event dimensions of the params: a tuple for positional ones, a dict for keywords; what
             is not named has 0 if `event_dim = 0`, else is unknown.
         refine: polish y by up to so many Newton steps, each kept only where it lowers the residual.
@@ -332,7 +333,7 @@ def _problem(
     if on_failure not in get_args(OnFailure):
         raise errors.bad_option("on_failure", f"one of {get_args(OnFailure)}", on_failure)
     _check_event_dims(param_event_dims)
-    structure = jacobian or (Dense() if event_dim else Diagonal())
+    structure = jacobian or (Default() if event_dim else Diagonal())
     call = f"{kind}({name_of(f)}, {name_of(solver)})"
     if structure.equations is not None:
         if kind != "inverse" or event_dim != structure.equations.event_dim:

@@ -233,7 +233,7 @@ def singular_op(
     inner = problem.bind(_arguments(layout, tensors[1:]), implicit=not has_x)
     with eagerly(), without_autocast(y.device):
         at = linearize(Mapped(inner, (), mapping[1:], tensors[1:]), y)
-        found = problem.rule.jacobian.assemble(at).singular()
+        found = problem.rule.jacobian.assemble(at).formed("torch.compile").singular()
     return none if found is None else found
 
 

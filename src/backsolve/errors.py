@@ -430,6 +430,19 @@ def indefinite(index: tuple[int, ...], lowest: float, highest: float) -> Structu
     )
 
 
+def negative_curvature(index: tuple[int, ...]) -> StructureError:
+    """Conjugate gradients met a direction of negative curvature."""
+    return StructureError(
+        document(
+            "MatrixFree('cg')",
+            "J is not positive definite.",
+            expected="p . J p > 0 for every direction p, in every event",
+            got=f"a direction with p . J p < 0 at index {index}",
+            remedy="use MatrixFree('gmres'), or the negative of f if J is negative definite",
+        )
+    )
+
+
 def krylov(
     method: str, failed: int, total: int, index: tuple[int, ...], residual: float, products: int
 ) -> ConvergenceError:

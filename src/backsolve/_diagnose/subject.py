@@ -19,7 +19,7 @@ from backsolve._linearize import Linearization, linearize
 from backsolve._random import gaussian_like
 from backsolve._solution import Solution
 from backsolve._torch import without_autocast
-from backsolve.jacobians import Jacobian
+from backsolve.jacobians import Default, Dense, Jacobian
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class Subject:
     @property
     def jacobian(self) -> Jacobian:
         """The declared structure."""
-        return self.inv._problem.rule.jacobian
+        jacobian = self.inv._problem.rule.jacobian
+        return Dense() if isinstance(jacobian, Default) else jacobian
 
     def per_unit(self, t: Tensor, unit_dims: int | None = None) -> Tensor:
         """The sum over each event."""

@@ -2,6 +2,7 @@
 
 from backsolve.jacobians.banded import Banded
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
+from backsolve.jacobians.default import Default
 from backsolve.jacobians.dense import Dense
 from backsolve.jacobians.diagonal import Diagonal
 from backsolve.jacobians.differences import find_false_curvature, find_false_derivative
@@ -14,6 +15,7 @@ __all__ = [
     "Assembled",
     "Banded",
     "Constrained",
+    "Default",
     "Dense",
     "Diagonal",
     "Equations",

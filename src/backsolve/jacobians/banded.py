@@ -24,8 +24,8 @@ class Banded(Jacobian):
 
     `lower + upper + 1` vector-Jacobian products give all of J: rows that far apart share no column, so one cotangent
     serves all of them (Curtis, Powell and Reid 1974). Time and memory are O(n): LAPACK's band LU on a CPU where SciPy
-    is installed, the same algorithm in torch elsewhere (n small steps in Python). The claim is checked. The
-    gradient of the log-determinant takes O(n^2).
+    is installed, the same algorithm in torch elsewhere (n small steps in Python). The claim is checked.
+    The gradient of the log-determinant takes O(n log n), and O(n^2) time where blocks of J are singular and J is not.
 
     Args:
         lower: the number of diagonals below the main one.
@@ -74,19 +74,38 @@ class Banded(Jacobian):
             return at.known
         batch, event = split(at.y, at.event_dim)
         n, m = math.prod(event), self.lower + self.upper + 1
-        colours = at.y.new_zeros(m, n)
-        for colour in range(m):
-            colours[colour, colour::m] = 1
-        cotangents = colours.reshape(m, *(1,) * len(batch), *event).expand(m, *batch, *event)
-        large = at.y.numel() > _LARGE
-        pulled = [at.pull(v) for v in cotangents] if large else at.pull_many(cotangents).unbind()
-        # Row j - upper + d has the colour (j - upper + d) mod m, and so what it pulled back has the entry [d, j].
-        padded = [pad(p.reshape(*batch, n).conj(), (0, -n % m)).unflatten(-1, (-1, m)) for p in pulled]
+
+        def rows_of(colour: int) -> Tensor:
+            cotangent = at.y.new_zeros(n)
+            cotangent[colour::m] = 1
+            return cotangent.reshape(*(1,) * len(batch), *event).expand(at.y.shape)
+
+        if at.y.numel() > _LARGE:
+            pulled = [at.pull(rows_of(colour)) for colour in range(m)]
+        else:
+            pulled = at.pull_many(torch.stack([rows_of(colour) for colour in range(m)])).unbind()
+        rows = [p.reshape(*batch, n).conj() for p in pulled]
+        return self._sorted(rows) if at.transformed or torch.is_grad_enabled() else self._sorted_in_place(rows)
+
+    def _sorted(self, rows: list[Tensor]) -> Tensor:
+        """The bands from what was pulled back: row `j - upper + d`, of the colour of this number, has entry [d, j]."""
+        n, m = rows[0].shape[-1], len(rows)
+        padded = [pad(p, (0, -n % m)).unflatten(-1, (-1, m)) for p in rows]
         bands = [
             torch.stack([padded[(j - self.upper + d) % m][..., j] for j in range(m)], -1).flatten(-2)[..., :n]
             for d in range(m)
         ]
         return torch.stack(bands, -2)
+
+    def _sorted_in_place(self, rows: list[Tensor]) -> Tensor:
+        """The same without a graph: each number is copied once."""
+        m = len(rows)
+        bands = rows[0].new_empty(*rows[0].shape[:-1], m, rows[0].shape[-1])
+        for colour, row in enumerate(rows):
+            for d in range(m):
+                j = (colour + self.upper - d) % m
+                bands[..., d, j::m] = row[..., j::m]
+        return bands
 
     def contradiction(self, at: Linearized, assembled: Assembled) -> str | None:
         """Look for an entry outside of the bands."""

@@ -92,6 +92,10 @@ class Assembled(ABC):
     def rounding(self, u: Tensor) -> Tensor:
         """A bound on the rounding error of `transposed_times(u)`, elementwise."""
 
+    def formed(self, purpose: str) -> Assembled:  # noqa: ARG002
+        """J with its entries, for a purpose that needs them; raises if they would be too many."""
+        return self
+
     @abstractmethod
     def numbers(self, index: tuple[int, ...]) -> str:
         """What to print about the event at this index in an error."""

@@ -25,10 +25,9 @@ class Dense(Jacobian):
         entries: J if it is known, called as `entries(y, *params, **kwargs)`, of shape `(*batch, *event, *event)` with
             the elements of f first: `entries[..., i, j] = df_i / dy_j`. It is itself differentiated for higher
             derivatives.
-        symmetric: the claim that J is symmetric, which is then checked.
+        symmetric: the claim that J is symmetric, which is then checked; the work is that of LU all the same.
         positive_definite: the claim that J is symmetric and positive definite: Cholesky in the place of LU. A negative
             eigenvalue raises StructureError at every solve.
-
         gauge: what determines y where f has fewer equations than unknowns: `MinimumNorm()` or `Constrained(h)`.
         subspace: where y lives if f maps only a subspace of matrices invertibly: `Symmetric()` or `LowerTriangular()`.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from backsolve import errors
+from backsolve._reduce import extremes, greatest_magnitude, least_magnitude, magnitude
 from backsolve.jacobians.base import Assembled, Linearized, evaluate_near
 from backsolve.linalg import Factored, Structure
 
@@ -56,8 +57,10 @@ class FactoredAt(Assembled):
     def singular(self) -> Tensor | None:
         """Where J is singular to working precision, or carries no digit because of the rounding of y.
 
-        The second happens where some equation is at a turning point: `(J y)_i` is as small as the rounding of f_i.
-        Then J is worked out once more at a y moved by its rounding, and must not change by half, relative to itself.
+        The second happens where some equation is at a turning point, or all are in one direction: a row or a column of
+        `J y` is as small as the rounding of f. Then J is worked out once more at a y moved by its rounding, and must
+        not change by half, relative to itself. (A y that misses the turning point by what the rounding of x allows
+        cannot be told from one that is there by right: of the two, only the first has a wrong derivative.)
         """
         failed = self.a.singular()
         if not self._is_suspect():
@@ -65,17 +68,27 @@ class FactoredAt(Assembled):
         return self._lost() if failed is None else failed | self._lost()
 
     def suspicious(self) -> Tensor:
-        change, size = self._times(self.at.y.detach(), adjoint=False), self._column(self.at.value)
-        turning = change.abs() <= 4 * torch.finfo(self.at.y.dtype).eps * size.abs()
-        return turning.any() | self.at.implicit | self.a.suspicious()
+        return (torch.stack(self._changes()) <= 4 * self._eps).any() | self.at.implicit | self.a.suspicious()
+
+    @property
+    def _eps(self) -> float:
+        return torch.finfo(self.at.y.dtype).eps
 
     def _is_suspect(self) -> bool:
         """Whether any event is; an implicit function has no x to compare with, so all of its events are."""
         if self.at.implicit or not self.entries.numel():
             return self.at.implicit
-        change = self._times(self.at.y.detach(), adjoint=False)  # at most |J| |y|, and cheaper
-        smallest = (change / self._column(self.at.value)).abs().amin()
-        return not smallest.item() > 4 * torch.finfo(self.at.y.dtype).eps  # NaN compares false
+        y, z = (self._column(t)[..., 0] for t in (self.at.y.detach(), self.at.value))
+        smallest, _ = extremes(lambda d, y: magnitude(d * y), self.structure.diagonal(self.entries.detach()), y)
+        if smallest > 4 * self._eps * greatest_magnitude(z):  # no row and no column is smaller; NaN compares false
+            return False
+        return not min(least_magnitude(change) for change in self._changes()) > 4 * self._eps
+
+    def _changes(self) -> tuple[Tensor, Tensor]:
+        """How much f changes with y, relative to itself: `|(J y)_i / f_i|`, and `sum_i |J_ij y_j / f_i|`."""
+        y, z = self._column(self.at.y.detach()), self._column(self.at.value)
+        columns = self.structure.times(self.entries.detach().abs(), 1 / z.abs(), True) * y.abs()
+        return (self._times(self.at.y.detach(), adjoint=False) / z).abs(), columns
 
     @torch.no_grad()
     def _lost(self) -> Tensor:

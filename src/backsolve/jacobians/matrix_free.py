@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from backsolve import errors
+from backsolve._random import gaussian_like
 from backsolve._torch import GradMode, fold_batched_grads, is_grads_batched
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
+from backsolve.jacobians.dense import Dense
 from backsolve.jacobians.factored import FactoredAt, dense_matrix, split
-from backsolve.linalg import LU, Krylov, Operator, bicgstab, gmres
+from backsolve.linalg import LU, Krylov, Operator, bicgstab, cg, gmres, richardson
 
 Preconditioner = Callable[[Tensor, Tensor, bool], Tensor]
 
@@ -35,7 +37,10 @@ class MatrixFree(Jacobian):
     1024 elements and refused with StructureError for larger ones.
 
     Args:
-        method: "gmres", which is robust and keeps `restart` vectors, or "bicgstab", which keeps seven.
+        method: "gmres", which is robust and keeps `restart` vectors; "bicgstab", which keeps seven; "cg" for a J that
+            is symmetric, which is checked, and positive definite: a direction of negative curvature raises
+            StructureError; "richardson", `w += v - J^T w`, the adjoint of a fixed-point iteration, for a J within 1/2
+            of the identity.
         rtol: the relative residual `|J^T w - v| / |v|` to reach, in the Euclidean norm of each event; the default is
             `eps ** 0.8` of the dtype (3e-13 in float64, 3e-6 in float32). A residual of `4 eps |J| |w|`, the best that
             a direct solver can do, is enough as well, as long as it is below `sqrt(eps) |v|`.
@@ -43,7 +48,8 @@ class MatrixFree(Jacobian):
         restart: the size at which GMRES throws its basis away.
         preconditioner: called as `preconditioner(r, y, transposed)`, an approximation of `J^-1 r` at y, or of
             `J^-T r`; linear in r, and batched as y is.
-        fallback: what solves for the events that have not converged, such as `Dense()`; None: raise.
+        fallback: what solves for the events that have not converged, such as `Dense()`, and those with so large a w
+            that J may be singular; it also gives what needs all of J. None: raise.
 
     Example:
         >>> import torch
@@ -56,7 +62,7 @@ class MatrixFree(Jacobian):
         tensor([0.9091, 0.9091, 0.9091])
     """
 
-    method: Literal["gmres", "bicgstab"] = "gmres"
+    method: Literal["gmres", "bicgstab", "cg", "richardson"] = "gmres"
     rtol: float | None = None
     maxiter: int = 1000
     restart: int = 50
@@ -64,8 +70,8 @@ class MatrixFree(Jacobian):
     fallback: Jacobian | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in ("gmres", "bicgstab"):
-            raise errors.bad_option("MatrixFree(method)", "'gmres' or 'bicgstab'", self.method)
+        if self.method not in ("gmres", "bicgstab", "cg", "richardson"):
+            raise errors.bad_option("MatrixFree(method)", "'gmres', 'bicgstab', 'cg' or 'richardson'", self.method)
         if self.rtol is not None and not 0 < self.rtol < 1:
             raise errors.bad_option("MatrixFree(rtol)", "None, or a number between 0 and 1", self.rtol)
         for name in ("maxiter", "restart"):
@@ -83,14 +89,32 @@ class MatrixFree(Jacobian):
             return formed(at, "a transform of torch")
         return MatrixFreeAt(self, at)
 
+    @torch.no_grad()
+    def contradiction(self, at: Linearized, assembled: Assembled) -> str | None:
+        """Compare `a . J b` with `b . J a` for two Gaussian vectors, if J has to be symmetric."""
+        if self.method != "cg" or not at.y.numel():
+            return None
+        a, b = gaussian_like(torch.stack([at.y.detach()] * 2)).flatten(-at.event_dim)
+        one, other = (at.pull(t.reshape(at.y.shape)).reshape(t.shape) for t in (a, b))
+        products = (one.conj() * b).sum(-1), (a.conj() * other).sum(-1)
+        size = sum(torch.linalg.vector_norm(t, dim=-1) for t in (one, other)) * torch.linalg.vector_norm(a, dim=-1)
+        wrong = (products[0] - products[1]).abs() > torch.finfo(a.dtype).eps ** 0.75 * size
+        if not wrong.any():
+            return None
+        index = tuple(int(i) for i in wrong.nonzero()[0])
+        numbers = ", ".join(f"{p[index].item():.9g}" for p in products)
+        return f"J is not symmetric: a . J b and b . J a are {numbers} at index {index}, for Gaussian a and b"
+
 
 class MatrixFreeAt(Assembled):
     """J at one y, as products. What it returns carries no graph: the implicit rule is applied to the linear system."""
 
-    def __init__(self, options: MatrixFree, at: Linearized) -> None:
+    def __init__(self, options: MatrixFree, at: Linearized, gave_up: Callable[[], object] = lambda: None) -> None:
         self.options = options
         self.at = at
+        self.gave_up = gave_up  # called where the fallback has to solve
         self.unsolved: tuple[Tensor, errors.ConvergenceError] | None = None  # events of the last solve, which are NaN
+        self.direct: Assembled | None = None  # what solved for some events instead
 
     def suspicious(self) -> Tensor:
         return torch.ones((), dtype=torch.bool, device=self.at.y.device)
@@ -98,12 +122,16 @@ class MatrixFreeAt(Assembled):
     def transposed_structure(self) -> Jacobian:
         """How to represent `J^T`, the Jacobian of `w -> J^T w`."""
         own, y = self.options.preconditioner, self.at.y.detach()
+        fallback = Dense() if isinstance(self.options.fallback, Dense) else None  # others fit J only
         if own is None:
-            return replace(self.options, fallback=None)
-        return replace(self.options, preconditioner=lambda r, _, transposed: own(r, y, not transposed), fallback=None)
+            return replace(self.options, fallback=fallback)
+        flipped: Preconditioner = lambda r, _, transposed: own(r, y, not transposed)  # noqa: E731
+        return replace(self.options, preconditioner=flipped, fallback=fallback)
 
     @torch.no_grad()
     def solve(self, b: Tensor) -> Tensor:
+        if self.options.method == "cg":
+            return self._iterate(self.at.pull, b, transposed=False)
         with GradMode(True):  # J t is the transpose of v -> J^T v
             v = torch.zeros_like(self.at.y).requires_grad_()
             pulled = self.at.pull(v)
@@ -140,15 +168,21 @@ class MatrixFreeAt(Assembled):
 
         found = self._method(product, b.detach().reshape(-1, n), precondition if own else None)
         u = found.solution.reshape(b.shape)
-        if found.converged.all():
-            return u
         batch = split(b, self.at.event_dim)[0]
-        converged = found.converged.reshape(*batch, *(1,) * self.at.event_dim)
+        if found.indefinite is not None and found.indefinite.any():
+            raise errors.negative_curvature(tuple(int(i) for i in found.indefinite.reshape(batch).nonzero()[0]))
+        converged = found.converged
+        if options.fallback is not None:
+            converged = converged & ~(found.growth * torch.finfo(b.dtype).eps ** 0.5 > 1)
+        if converged.all():
+            return u
+        mask = converged.reshape(*batch, *(1,) * self.at.event_dim)
         if options.fallback is None:
-            self.unsolved = ~found.converged.reshape(batch), self._error(found, batch)
-            return torch.where(converged, u, torch.nan)
-        direct = options.fallback.assemble(self.at)
-        return torch.where(converged, u, direct.solve_transposed(b) if transposed else direct.solve(b))
+            self.unsolved = ~converged.reshape(batch), self._error(found, batch)
+            return torch.where(mask, u, torch.nan)
+        self.gave_up()
+        direct = self.direct = options.fallback.assemble(self.at)
+        return torch.where(mask, u, direct.solve_transposed(b) if transposed else direct.solve(b))
 
     def _method(self, apply: Operator, b: Tensor, precondition: Operator | None) -> Krylov:
         options = self.options
@@ -156,7 +190,8 @@ class MatrixFreeAt(Assembled):
         k = options.maxiter
         if options.method == "gmres":
             return gmres(apply, b, rtol=rtol, maxiter=k, restart=options.restart, precondition=precondition)
-        return bicgstab(apply, b, rtol=rtol, maxiter=k, precondition=precondition)
+        method = {"bicgstab": bicgstab, "cg": cg, "richardson": richardson}[options.method]
+        return method(apply, b, rtol=rtol, maxiter=k, precondition=precondition)
 
     def _error(self, found: Krylov, batch: torch.Size) -> errors.ConvergenceError:
         failed = ~found.converged.reshape(batch)
@@ -165,14 +200,21 @@ class MatrixFreeAt(Assembled):
         return errors.krylov(self.options.method, int(failed.sum()), failed.numel(), first, residual, found.products)
 
     def log_abs_det(self) -> Tensor:
-        return formed(self.at, "the log-determinant").log_abs_det()
+        return self.formed("the log-determinant").log_abs_det()
 
     def inverse(self) -> Tensor:
-        return formed(self.at, "Inverse.jacobian").inverse()
+        return self.formed("Inverse.jacobian").inverse()
+
+    def formed(self, purpose: str) -> Assembled:
+        fallback = self.options.fallback
+        self.direct = formed(self.at, purpose) if fallback is None else fallback.assemble(self.at)
+        return self.direct
 
     def singular(self) -> Tensor | None:
-        """Which events the last solve left unsolved; a singular J shows in nothing else."""
-        return None if self.unsolved is None else self.unsolved[0]
+        """Which events the last solve left unsolved, or J as a matrix shows to be singular, where it was formed."""
+        if self.unsolved is not None:
+            return self.unsolved[0]
+        return None if self.direct is None else self.direct.singular()
 
     def singular_mask(self) -> Tensor:
         return torch.zeros(split(self.at.y, self.at.event_dim)[0], dtype=torch.bool, device=self.at.y.device)
@@ -185,6 +227,8 @@ class MatrixFreeAt(Assembled):
         return torch.full_like(u, -1.0)
 
     def numbers(self, index: tuple[int, ...]) -> str:
+        if self.direct is not None:
+            return self.direct.numbers(index)
         return f"y = {self.at.y[index].flatten()[:3].tolist()}"
 
 

@@ -90,6 +90,8 @@ def find_outside(at: Linearized, assembled: Assembled, reaches: Callable[[Tensor
     u = gaussian_like(at.y)
     rounding = assembled.rounding(u)
     excess = (at.pull(u) - assembled.transposed_times(u)).abs() / rounding
+    if not (excess > 1).any():  # NaN compares false
+        return None
     worst = excess.nan_to_num(0.0, torch.inf).reshape(-1, n).amax(0).topk(min(_EXAMINED, n))
     rows = torch.arange(n, device=u.device)
     for columns in worst.indices[worst.values > 1].split(_AT_ONCE):

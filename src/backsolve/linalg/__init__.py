@@ -4,7 +4,7 @@ from backsolve.linalg.banded import BandLU
 from backsolve.linalg.concrete import concretely
 from backsolve.linalg.dense import LU, Cholesky, Substitution, spectral_radius
 from backsolve.linalg.factored import Factored, Structure
-from backsolve.linalg.krylov import Krylov, Operator, bicgstab, gmres
+from backsolve.linalg.krylov import Krylov, Operator, bicgstab, cg, gmres, richardson
 
 __all__ = [
     "LU",
@@ -16,7 +16,9 @@ __all__ = [
     "Structure",
     "Substitution",
     "bicgstab",
+    "cg",
     "concretely",
     "gmres",
+    "richardson",
     "spectral_radius",
 ]

@@ -28,11 +28,18 @@ class Backend(ABC):
 
     @abstractmethod
     def factor(self, entries: Tensor) -> Factors:
-        """The factors, each with the batch dimensions on its left."""
+        """The factors, each with the batch dimensions on its left; they may take the memory of the entries."""
 
     @abstractmethod
     def solve(self, factors: Factors, b: Tensor, adjoint: bool) -> Tensor:
         """Solve for b of shape `(*batch, n, k)`."""
+
+    def solve_once(self, entries: Tensor, b: Tensor, adjoint: bool) -> tuple[Tensor, Tensor] | None:
+        """The solution for one right-hand side and some diagonal of U, if there is a faster way to these alone.
+
+        The entries are kept, and their corners not read.
+        """
+        return None
 
     @abstractmethod
     def pivots(self, factors: Factors) -> Tensor:
@@ -73,21 +80,29 @@ class Tridiagonal(Backend):
         if not entries.numel():
             return (*entries.new_zeros(4, *entries.shape[:-2], entries.shape[-1]), entries[..., 0, :].to(torch.int32))
         shape = entries[..., 0, :].shape
-        du, d, dl = (entries[..., k, :].reshape(-1).numpy() for k in range(3))
-        dl, d, du, du2, pivots, _ = _routine("gttrf", entries)(dl[:-1], d, du[1:])
-        ends = (pad(torch.from_numpy(dl), (0, 1)), torch.from_numpy(d), pad(torch.from_numpy(du), (0, 1)))
+        du, d, dl = (entries[..., k, :].reshape(-1) for k in range(3))
+        arrays = (t.numpy() for t in (dl[:-1], d, du[1:]))
+        *_, du2, pivots, _ = _routine("gttrf", entries)(*arrays, overwrite_dl=True, overwrite_d=True, overwrite_du=True)
         index = torch.from_numpy(pivots) - torch.arange(pivots.size, dtype=torch.int32)  # relative to the row
-        return tuple(t.reshape(shape) for t in (*ends, pad(torch.from_numpy(du2), (0, 2)), index))
+        return tuple(t.reshape(shape) for t in (dl, d, du, pad(torch.from_numpy(du2), (0, 2)), index))
 
     def solve(self, factors: Factors, b: Tensor, adjoint: bool) -> Tensor:
         dl, d, du, du2, index = (t.reshape(-1) for t in factors)
         pivots = index + torch.arange(index.numel(), dtype=torch.int32)
         u, _ = _routine("gttrs", b)(
-            *(t.numpy() for t in (dl[:-1], d, du[:-1], du2[:-2], pivots)),
+            *(t.numpy() for t in (dl[:-1], d, du[1:], du2[:-2], pivots)),
             _as_columns(b),
             trans=_transposition(b, adjoint),
         )
         return _from_columns(u, b)
+
+    def solve_once(self, entries: Tensor, b: Tensor, adjoint: bool) -> tuple[Tensor, Tensor] | None:
+        if entries[..., 0, 0].numel() > 1 or entries.is_complex():
+            return None
+        du, d, dl = (t.numpy() for t in entries.detach().reshape(3, -1))
+        above, below = (dl[:-1], du[1:]) if adjoint else (du[1:], dl[:-1])
+        _, d, _, u, failed = _routine("gtsv", entries)(below, d, above, b.reshape(-1).numpy())
+        return None if failed else (torch.from_numpy(u).reshape(b.shape), torch.from_numpy(d))
 
     def pivots(self, factors: Factors) -> Tensor:
         return factors[1]

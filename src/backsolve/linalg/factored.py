@@ -68,6 +68,14 @@ class Structure(ABC):
     def matrix(self, entries: Tensor) -> Tensor:
         """A in full, shape `(*batch, n, n)`."""
 
+    @abstractmethod
+    def diagonal(self, entries: Tensor) -> Tensor:
+        """The main diagonal of A, shape `(*batch, n)`."""
+
+    def solve_once(self, entries: Tensor, b: Tensor, adjoint: bool) -> Tensor | None:  # noqa: ARG002
+        """`A^-1 b` where one call does that faster than `factor` and `solve`, and A is far from singular; else None."""
+        return None
+
     def log_det_gradient(self, a: Factored) -> Tensor:
         """The gradient of `log|det A|` with respect to the entries: those of `A^-H` that A has."""
         n = a.entries.shape[-1]
@@ -92,7 +100,15 @@ class Factored:
         self.entries = entries
         if torch.compiler.is_compiling():  # torch drops the gradients of custom Functions there (pytorch #193279)
             factors = ()
-        self.factors = concretely(structure.factor, entries) if factors is None else factors
+        self._factors = factors
+        self._plainly_regular = False
+
+    @property
+    def factors(self) -> Factors:
+        """Those of A, worked out when they are first needed."""
+        if self._factors is None:
+            self._factors = concretely(self.structure.factor, self.entries)
+        return self._factors
 
     @property
     def batch(self) -> torch.Size:
@@ -112,6 +128,9 @@ class Factored:
             return _Solve.apply(self.structure, adjoint, self.entries, b, *self.factors)
         if torch.is_grad_enabled() and (self.entries.requires_grad or b.requires_grad):
             return _EagerSolve.apply(self, adjoint, self.entries, b)
+        if self._factors is None and (u := self.structure.solve_once(self.entries, b, adjoint)) is not None:
+            self._plainly_regular = True
+            return u
         return self.structure.solve(self.factors, b, adjoint)
 
     def _solve_columns(self, columns: Tensor, adjoint: bool) -> Tensor:
@@ -130,7 +149,7 @@ class Factored:
 
         For plain tensors: under a transform, call it `concretely`.
         """
-        return self.structure.singular(self.entries.detach(), self.factors)
+        return None if self._plainly_regular else self.structure.singular(self.entries.detach(), self.factors)
 
     def suspicious(self) -> Tensor:
         """Whether some matrix may be singular, as a 0-d tensor, without branching; see `Structure.singular`.

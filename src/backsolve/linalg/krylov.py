@@ -6,8 +6,9 @@ the cheap recurrences for it drift.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,12 +25,16 @@ class Krylov:
         residual: `|b - A u| / |b|` in the Euclidean norm, shape `(events,)`.
         converged: whether that is small enough, shape `(events,)`.
         products: how often A was applied.
+        growth: `|A| |u| / |b|`, as far as |A| was seen, shape `(events,)`: large where A is close to singular.
+        indefinite: where a direction of negative curvature was met, shape `(events,)`; for `cg`.
     """
 
     solution: Tensor
     residual: Tensor
     converged: Tensor
     products: int
+    growth: Tensor
+    indefinite: Tensor | None = None
 
 
 class _System:
@@ -66,7 +71,21 @@ class _System:
         """The verdict on u with the residual r."""
         norm = _norm(r)
         converged = norm <= self.tolerance(u_norm)  # NaN compares false
-        return Krylov(u, norm / torch.where(self.size > 0, self.size, 1.0), converged, self.products)
+        size = torch.where(self.size > 0, self.size, 1.0)
+        return Krylov(u, norm / size, converged, self.products, self.stretch * u_norm / size)
+
+
+def richardson(
+    apply: Operator, b: Tensor, *, rtol: float, maxiter: int, precondition: Operator | None = None
+) -> Krylov:
+    """Richardson's iteration `u += M (b - A u)`: what one writes by hand for an A close to the identity.
+
+    It goes on while the worst residual halves, which it does where `|1 - A M| <= 1/2`. There it needs hardly more
+    products than GMRES, and nothing but products. The arguments are those of `gmres`.
+    """
+    system = _System(apply, precondition, b, rtol)
+    u, r, _ = _relaxed(system, b, maxiter)
+    return system.report(u, r, _norm(u))
 
 
 def gmres(
@@ -75,7 +94,8 @@ def gmres(
     """The generalised minimal residual method, preconditioned from the right, for any invertible A.
 
     Each step adds one direction to a Krylov space and minimises the residual over it. The space is thrown away after
-    `restart` steps, and at every look at the true residual.
+    `restart` steps, and at every look at the true residual. For many systems at once these minimisations take longer
+    than products do; there `u += M (b - A u)` goes first, for as long as it halves the worst residual.
 
     Args:
         apply: A, linear; every event by itself.
@@ -89,8 +109,8 @@ def gmres(
         Y. Saad, M. H. Schultz, GMRES, SIAM J. Sci. Stat. Comput. 7, 1986.
     """
     system = _System(apply, precondition, b, rtol)
-    u, r = torch.zeros_like(b), b
-    norm, u_norm = system.size, torch.zeros_like(system.size)
+    u, r, norm = _relaxed(system, b, maxiter) if len(b) > 1 else (torch.zeros_like(b), b, system.size)
+    u_norm = _norm(u)
     while True:
         open_ = norm > system.tolerance(u_norm)
         if not open_.any() or system.products >= maxiter:
@@ -102,6 +122,21 @@ def gmres(
         norm = _norm(r)
         if not (norm < before)[open_].any():  # nothing moves any more: NaN, or the end of the digits
             return system.report(u, r, u_norm)
+
+
+def _relaxed(system: _System, b: Tensor, maxiter: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Richardson's iteration while it halves the worst residual; returns u, `b - A u` and the norm of that."""
+    u, r, norm, worst = torch.zeros_like(b), b, system.size, math.inf
+    goal = system.goal.clamp_min(torch.finfo(norm.dtype).tiny)
+    while worst > 1 and system.products < maxiter:
+        trial = u + system.preconditioned(r) if system.products else system.preconditioned(b)
+        trial_r = b - system.times(trial)
+        trial_norm = _norm(trial_r)
+        left = (trial_norm / goal).amax().item()
+        if not left <= max(worst / 2, 1):  # NaN compares false
+            break
+        u, r, norm, worst = trial, trial_r, trial_norm, left
+    return u, r, norm
 
 
 def _minimise(system: _System, r: Tensor, norm: Tensor, u_norm: Tensor, steps: int) -> Tensor:
@@ -198,6 +233,60 @@ def bicgstab(apply: Operator, b: Tensor, *, rtol: float, maxiter: int, precondit
         r, before = b - system.times(u), norm
         norm = _norm(r)
         failures += not (norm < before / 2)[open_].any()
+
+
+def cg(apply: Operator, b: Tensor, *, rtol: float, maxiter: int, precondition: Operator | None = None) -> Krylov:
+    """The method of conjugate gradients, for A (and M, if there is one) Hermitian and positive definite.
+
+    A direction p with `p^H A p < 0` proves that A is not: that system is given up, and reported as indefinite.
+
+    Args:
+        apply: A, linear; every event by itself.
+        b: shape `(events, n)`.
+        rtol: the relative residual to reach.
+        maxiter: the largest number of products.
+        precondition: M, an approximation of `A^-1`.
+
+    Reference:
+        M. R. Hestenes, E. Stiefel, Methods of conjugate gradients for solving linear systems, 1952.
+    """
+    system = _System(apply, precondition, b, rtol)
+    u, r, norm = torch.zeros_like(b), b, system.size
+    indefinite = torch.zeros_like(norm, dtype=torch.bool)
+    failures = 0
+    while True:
+        open_ = (norm > system.tolerance(_norm(u))) & ~indefinite
+        if not open_.any() or system.products >= maxiter or failures > 3:
+            found = system.report(u, r, _norm(u))
+            return replace(found, converged=found.converged & ~indefinite, indefinite=indefinite)
+        u, negative = _descend(system, u, r, open_, maxiter)
+        indefinite = indefinite | negative
+        r, before = b - system.times(u), norm
+        norm = _norm(r)
+        failures += not (norm < before / 2)[open_].any()
+
+
+def _descend(system: _System, u: Tensor, r: Tensor, active: Tensor, maxiter: int) -> tuple[Tensor, Tensor]:
+    """Conjugate gradients from u until every event has converged by the recurrence for r, or met negative curvature."""
+    z = p = system.preconditioned(r)
+    rho = _dot(r, z)
+    negative = torch.zeros_like(active)
+    while active.any() and system.products < maxiter:
+        v = system.times(p)
+        p_norm, v_norm = _norm(p), _norm(v)
+        stretch = v_norm / p_norm.clamp_min(torch.finfo(system.size.dtype).tiny)
+        system.stretch = torch.maximum(system.stretch, stretch.nan_to_num(0.0))
+        curvature = _dot(p, v)
+        negative = negative | active & (curvature.real < -16 * system.eps * p_norm * v_norm)
+        step = _divide(rho, curvature)[:, None]
+        usable = active & ~negative & (step * p).isfinite().all(-1)
+        u = torch.where(usable[:, None], u + step * p, u)
+        r = torch.where(usable[:, None], r - step * v, r)
+        z = system.preconditioned(r)
+        rho, before = _dot(r, z), rho
+        p = z + _divide(rho, before)[:, None] * p
+        active = usable & (_norm(r) > system.tolerance(_norm(u)))
+    return u, negative
 
 
 def _sweep(system: _System, u: Tensor, r: Tensor, active: Tensor, maxiter: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,13 +17,18 @@ from backsolve.solvers.base import Found, NumericalSolver, of_params, prototype
 from backsolve.solvers.chandrupatla import NEAR, Brackets, Level, joined, part
 from backsolve.solvers.domain import Domain
 from backsolve.solvers.elements import Elements, alike, each_its_own
+from backsolve.solvers.guess import Guess, Scale, Surface, Table
+from backsolve.solvers.secant import Secants
 from backsolve.solvers.state import frozen
 
 Bound = float | Tensor | Callable[..., Any]
 
-_BLOCK = 2**15  # elements for each thread: the state of the search fits into the cache
+_BLOCK = 2**17  # elements for each thread: fewer, and Python's share counts; more, and the state leaves the cache
 _FEW = 0.05  # of a block: they are left for later, and joined with those of the other blocks
-_TABLE = 2**12  # entries
+_MANY = 2**16  # elements: a few of them are worth a study
+_STUDIED = 2**11
+_OUTLIERS = 0.0005  # the share of the elements on either side that a table need not hold
+_TRIES = 5  # steps from a guess: then most elements are done
 _EARLIEST = 3  # before this step hardly an element is done
 _LOOK = 4  # so many steps without waiting for the device
 _OUTSIDE, _UNREACHED, _NAN, _SLOW, _BOUNDS = range(1, 6)  # why there is no solution
@@ -38,10 +43,12 @@ class Bracket(NumericalSolver):
     element counts as solved if f(y) meets x to four units in the last place, or if the sign of f(y) - x changes within
     four units in the last place of y.
 
-    On a CPU the elements are worked on in blocks that stay in the cache; finished elements are not evaluated again.
-    Both need an f that can be evaluated for a part of the elements, as a vector: one whose params broadcast against y
-    and that closes over nothing that has a value for each element. It is tried, and any other f is evaluated for
-    all of them until the last one is done.
+    Of very many elements a few are solved first, and tell where to start with the others: from there Newton's method
+    and inverse interpolation need no bracket, and what they do not solve is searched as ever. On a CPU the elements are
+    worked on in blocks that stay in the cache; finished elements are not evaluated again. All this needs an f that can
+    be evaluated for a part of the elements, as a vector: one whose params broadcast against y and that closes over
+    nothing that has a value for each element. It is tried, and any other f is evaluated for all of them until the last
+    one is done.
 
     Args:
         lower: the lower bound of y: a number, a tensor that broadcasts against y, or a function of the params.
@@ -122,11 +129,11 @@ class _Search:
         n, shape = self.elements.count, self.elements.shape
         size = _BLOCK * torch.get_num_threads() if self.x.device.type == "cpu" and self.elements.divisible else n
         blocks = [slice(i, min(i + size, n)) for i in range(0, n, max(size, 1))]
-        if self.elements.alike and self.init is None and n >= 16 * _TABLE:
-            table = self._table()
-            left = [self._advance(self._looked_up(block, table), NEAR[0], _FEW) for block in blocks]
-        else:
-            left = [self._advance(self._begin(block), 0, _FEW) for block in blocks]
+        guess = self._learn() if self.elements.divisible and self.init is None and n >= _MANY else None
+        if guess is not None:
+            rest = torch.cat([self._approach(block, *guess) for block in blocks])
+            blocks = rest.split(size) if len(rest) else []
+        left = [self._advance(self._begin(block), 0, _FEW) for block in blocks]
         if left := [brackets for brackets in left if brackets is not None]:
             self._advance(joined(left), NEAR[-1] + 1, 0.0)
         failed = self.why.reshape(shape) > 0
@@ -161,36 +168,44 @@ class _Search:
     def _index(self, block: slice | Tensor) -> Tensor:
         return torch.arange(block.start, block.stop, device=self.x.device) if isinstance(block, slice) else block
 
-    def _table(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Some y, and f(y) in rising order, for an f that is the same for all elements; and the range of f."""
-        chosen = self.x[:: self.elements.count // _TABLE]
-        x = torch.cat([chosen, torch.stack(self.x.nan_to_num(chosen[0].item()).aminmax())])
-        elements = replace(self.elements, shape=x.shape)
-        y = _Search(self.bracket, elements, x, self.domain.lower, self.domain.upper).run().y
-        y = y[y.isfinite()]
-        z, order = self._evaluate(y, []).sort()
-        ends = [self._at_bound(bound, [], 1)[0] for bound in (self.domain.lower, self.domain.upper)]
-        rising = torch.ones_like(ends[0]) if len(y) < 2 else (y[order[-1]] - y[order[0]]).sign()
-        return y[order], z, *_range([-rising, rising], ends)
+    def _learn(self) -> tuple[Guess, Scale] | None:
+        """Solve a few elements, and learn from them where the solutions of the others are, on which scale of y."""
+        chosen = torch.arange(0, self.elements.count, self.elements.count // _STUDIED, device=self.x.device)
+        elements, domain, x = self.elements.part(chosen), part(self.domain, chosen), self.x[chosen]
+        params, scale = elements.own_params(), _scale_of(self.domain)
+        ends = torch.stack([self._at_bound(bound, params, len(x)) for bound in (domain.lower, domain.upper)])
+        low, high = (e[0] if bool((e == e[0]).all() & e[0].isfinite()) else None for e in ends.aminmax(dim=0))
+        image = Scale(low, high)
+        if scale is None or x.dtype not in (torch.float32, torch.float64) or not bool(image(x).isfinite().any()):
+            return None
+        shared = self.elements.alike and not domain.start().dim()
+        if shared:
+            image = image.fitted(x, _OUTLIERS)
+            x = image.inverse(torch.linspace(-1, 1, len(x), dtype=x.dtype, device=x.device))
+        try:  # the first step is Newton's
+            elements.value_and_slope(domain.start().expand(len(x)), params)
+        except Exception:  # noqa: BLE001 (f may hide its derivative in any way)
+            return None
+        few = _Search(self.bracket, elements, x, domain.lower, domain.upper)
+        few.run()
+        guess = Table.learned(few.y, image) if shared else Surface.learned(few.y, x, params, part(scale, chosen), image)
+        return None if guess is None else (guess, scale)
 
-    def _looked_up(self, block: slice, table: tuple[Tensor, Tensor, Tensor, Tensor]) -> Brackets:
-        """Begin between two neighbours in the table; what is in none of its gaps begins, and ends, as usual."""
-        ys, zs, low, high = table
-        x = self.x[block]
-        if len(ys) < 3:
-            return self._begin(block)
-        after = torch.searchsorted(zs, x).clamp_(1, len(zs) - 1)
-        level = Level.of(x, low, high)
-        places = after, after - 1, torch.where(after > 1, after - 2, after + 1)
-        (c, v), (o, v_o), (p, v_p) = ((ys[i], level(zs[i], near=False)) for i in places)
-        c, v = torch.where(v_o == 0, o, c), torch.where(v_o == 0, 0.0, v)
-        found = (v == 0) | ((v < 0) != (v_o < 0))
-        index = self._index(block)
-        brackets = _brackets(index, (c, o, p), (v, v_o, v_p), v == 0, self.domain, level, [])
-        if bool(found.all()):
-            return brackets
-        self._advance(self._begin(index[~found]), 0, 0.0)
-        return part(brackets, found.nonzero()[:, 0])
+    def _approach(self, block: slice, guess: Guess, scale: Scale) -> Tensor:
+        """Go from the guesses to the solutions, and note these; return the index of the elements that are left."""
+        x, domain, params = (part(s, block) for s in (self.x, self.domain, self.elements.own_params()))
+        y, slope = guess(x, params, part(scale, block))
+        y = domain.inside(y, domain.start())
+        if slope is None:
+            z, rise = self.elements.value_and_slope(y, params)
+            slope = 1 / rise
+        else:
+            z = self._evaluate(y, params)
+        return Secants.at(self._index(block), x, params, domain, y, z, slope).run(self._evaluate, _TRIES, self._keep)
+
+    def _keep(self, index: Tensor, y: Tensor, steps: Tensor) -> None:
+        self.y.index_copy_(0, index, y)
+        self.steps.index_copy_(0, index, steps)
 
     def _advance(self, brackets: Brackets, first: int, few: float) -> Brackets | None:
         """Go on until all are done, or only a few; note the solutions, and return those that are left.
@@ -359,6 +374,15 @@ def _brackets(
     (c, o, p), (v, v_o, v_p) = points, levels
     none, one = torch.full_like(v, math.inf), torch.ones_like(index, dtype=torch.int32)
     return Brackets(index, c, v, o, v_o, p, v_p, done, one, none, none, domain, level, params)
+
+
+def _scale_of(domain: Domain) -> Scale | None:
+    """The interval in which y lies; None if it has ends for some elements only."""
+    finite = [end.isfinite() for end in (domain.lower, domain.upper)]
+    if any(bool(f.any() & ~f.all()) for f in finite):
+        return None
+    low, high = (end if bool(f.all()) else None for end, f in zip((domain.lower, domain.upper), finite, strict=True))
+    return Scale(low, high)
 
 
 def _finite(bound: Tensor) -> Tensor:

@@ -48,6 +48,10 @@ class Domain:
         beyond = torch.where(below, lower + lower.abs().clamp(min=1), upper - upper.abs().clamp(min=1))
         return torch.where(below & above, middle, torch.where(below | above, beyond, 0.0))
 
+    def inside(self, y: Tensor, otherwise: Tensor) -> Tensor:
+        """y where it is strictly between the ends."""
+        return torch.where((y > self.lower) & (y < self.upper), y, otherwise)  # NaN compares false
+
     def coordinates(self, c: Tensor, *ys: Tensor) -> list[Tensor]:
         """The coordinates of some points, as seen from c."""
         if self.is_line:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,12 +47,25 @@ class Elements:
         """What a part of the elements takes its part of."""
         return [t for t, own in zip(self.params, self.own, strict=True) if own]
 
+    def part(self, chosen: Tensor) -> Elements:
+        """Some of the elements, as a vector."""
+        params = tuple(t[chosen] if own else t for t, own in zip(self.params, self.own, strict=True))
+        return replace(self, shape=chosen.shape, params=params)
+
     def value(self, y: Tensor, own_params: Iterable[Tensor]) -> Tensor:
         """f at a vector y, one number for each element that the params belong to."""
         if not self.divisible:
             return self.forward.value(y.expand(self.count).reshape(self.shape)).reshape(-1)
         rest = iter(own_params)
         return self.forward(y, [next(rest) if own else t for t, own in zip(self.params, self.own, strict=True)])
+
+    def value_and_slope(self, y: Tensor, own_params: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """f and its derivative f' at a vector y."""
+        with torch.inference_mode(False), torch.enable_grad():
+            at = y.clone().requires_grad_()
+            z = self.value(at, own_params)
+        (slope,) = torch.autograd.grad(z, at, torch.ones_like(z))
+        return z.detach(), slope
 
 
 def alike(forward: Forward, shape: torch.Size, points: Tensor) -> Elements | None:

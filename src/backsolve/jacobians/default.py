@@ -1,0 +1,57 @@
+"""What `jacobian=None` means where f mixes the elements of an event."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from backsolve.jacobians.base import Assembled, Jacobian, Linearized
+from backsolve.jacobians.dense import Dense
+from backsolve.jacobians.factored import split
+from backsolve.jacobians.matrix_free import MatrixFree, MatrixFreeAt
+
+_MANY, _TOO_MANY = 2**18, 2**28  # entries of J in all events: from here on products are faster; no memory for more
+_LONG = 256  # elements of an event: from here on GMRES pays, too, and not only the plain iteration
+_PRODUCTS = 50
+_PAUSE = 64  # calls
+
+
+@dataclass(frozen=True)
+class Default(Jacobian):
+    """J as a matrix, and as products where these were measured to be faster: from 2^18 entries on, on a CPU.
+
+    There `w += v - J^T w` is tried, then GMRES for events of 256 elements and more, at most 50 products in all. Its
+    residual is checked as always, and what it does not solve is solved with the matrix, which also tells if J is
+    singular; the next 64 calls for events of this kind then begin with the matrix. If J has more than 2^28 entries
+    there is no matrix, and an error says what to declare.
+    """
+
+    _paused: dict[Any, int] = field(default_factory=dict, repr=False, compare=False)
+
+    def entries_shape(self, y: torch.Size, event_dim: int) -> torch.Size:
+        """A matrix for each event."""
+        return Dense().entries_shape(y, event_dim)
+
+    def assemble(self, at: Linearized) -> Assembled:
+        """Choose by the number of entries, and by what happened before."""
+        batch, event = split(at.y, at.event_dim)
+        n = math.prod(event)
+        entries = math.prod(batch) * n**2
+        usual = at.y.device.type == "cpu" and at.y.dtype in (torch.float32, torch.float64)
+        key = event, at.y.dtype
+        if at.transformed or not usual or entries < _MANY or self._is_paused(key):
+            return Dense().assemble(at)
+        method = "gmres" if n >= _LONG else "richardson"
+        if entries > _TOO_MANY:
+            return MatrixFreeAt(MatrixFree(), at)
+        options = MatrixFree(method, maxiter=_PRODUCTS, restart=_PRODUCTS, fallback=Dense())
+        return MatrixFreeAt(options, at, lambda: self._paused.update({key: _PAUSE}))
+
+    def _is_paused(self, key: Any) -> bool:
+        left = self._paused.get(key, 0)
+        if left:
+            self._paused[key] = left - 1
+        return left > 0
