@@ -95,6 +95,13 @@ def test_no_honest_f_is_refused(name: str, dtype: torch.dtype, create_graph: boo
         gradient(f, points(seed, dtype), create_graph, on_failure="ignore")
 
 
+def test_what_oscillates_is_no_lie() -> None:
+    """Large steps agree on the mean slope, 1; the derivative is that of the smallest, which only some of them see."""
+    f, points = HONEST["oscillations"]
+    for seed in range(4 * SEEDS):
+        gradient(f, points(seed, torch.float32), on_failure="ignore")
+
+
 def test_an_f_that_raises_outside_its_domain_is_not_refused() -> None:
     def f(y: Tensor) -> Tensor:
         if (y > 1).any():
