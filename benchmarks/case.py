@@ -34,6 +34,7 @@ class Problem:
         dtype: the dtype to measure with.
         remembered: whether g answers from memory while it is measured, so that a long solver hides nothing.
         bounds: of y, where only f is known.
+        composable: an autograd.Function like `hand` that torch.func can transform; `composable.apply(x)`.
         floor: an autograd.Function that sees f only through autograd, where there is a shorter one than for any f.
         structures: what else than the default a user could declare of J, by name.
         contracts: whether `y - (f(y) - x)` is a contraction, so that packages for fixed points can take part.
@@ -51,6 +52,7 @@ class Problem:
     event_dim: int = 0
     dtype: torch.dtype = torch.float64
     remembered: bool = True
+    composable: type[torch.autograd.Function] | None = None
     floor: type[torch.autograd.Function] | None = None
     structures: Mapping[str, Jacobian] = field(default_factory=dict)
     contracts: bool = False
@@ -94,6 +96,10 @@ class Case:
             return "Second derivatives"
         if self.task == "inversion":
             return "Only f is known"
+        if self.task == "compiled":
+            return "Compiled"
+        if self.task in UNDER_TORCH_FUNC:
+            return "Transforms"
         if self.task != "gradients":
             return "Calls without a backward pass"
         if (self.problem.structures and not self.problem.entries) or self.problem.dtype == torch.float32:
@@ -105,7 +111,7 @@ class Case:
         """x and the params."""
         torch.manual_seed(0)
         given = self.problem.inputs(*self.size)
-        wanted = self.task not in ("no gradient", "inversion")
+        wanted = self.task not in ("no gradient", "inversion", *UNDER_TORCH_FUNC)
         return tuple(t.to(self.device, self.problem.dtype).detach().requires_grad_(wanted) for t in given)
 
     @cached_property
@@ -146,6 +152,8 @@ class Case:
     def run(self, function: Function) -> Run:
         """What is timed, for a contestant that is a differentiable torch function of x and the params."""
         task, inputs, v, u = TASKS[self.task], self.inputs, self.v, self.u
+        if self.task == "compiled":
+            function = torch.compile(function, fullgraph=True)
         return lambda: task(function, inputs, v, u)
 
     def error(self, results: Sequence[Any]) -> float:
@@ -177,10 +185,40 @@ def _value(function: Function, inputs: Sequence[Tensor], _v: Tensor, _u: Sequenc
     return [function(*inputs)]
 
 
+def _grad(function: Function, inputs: Sequence[Tensor], v: Tensor, _u: Sequence[Tensor]) -> Sequence[Tensor]:
+    return torch.func.grad(lambda inputs: (v * function(*inputs)).sum())(tuple(inputs))
+
+
+def _jvp(function: Function, inputs: Sequence[Tensor], _v: Tensor, u: Sequence[Tensor]) -> Sequence[Tensor]:
+    return torch.func.jvp(function, tuple(inputs), tuple(u))
+
+
+def _vmap_grad(function: Function, inputs: Sequence[Tensor], v: Tensor, _u: Sequence[Tensor]) -> Sequence[Tensor]:
+    return torch.vmap(torch.func.grad(lambda inputs, v: v * function(*inputs)))(tuple(inputs), v)
+
+
+def _hessian(function: Function, inputs: Sequence[Tensor], v: Tensor, _u: Sequence[Tensor]) -> Sequence[Tensor]:
+    (x,) = inputs
+    return [torch.func.hessian(lambda x: (v * function(x)).square().sum() / 2)(x)]
+
+
 TASKS: dict[str, Callable[..., Sequence[Tensor]]] = {
     "gradients": _gradients,  # forward and backward
     "Hessian-vector product": _hessian_vector,
     "call only": _value,  # forward, ready for a backward pass
     "no gradient": _value,  # nothing needs one
     "inversion": _value,  # nor has anybody a g
+    "compiled": _gradients,  # of the function that torch.compile makes
+    "func.grad": _grad,
+    "func.jvp": _jvp,
+    "vmap(grad)": _vmap_grad,  # each element is a sample
+    "func.hessian": _hessian,
 }
+
+UNDER_TORCH_FUNC = {
+    "func.grad": "gradients",
+    "func.jvp": "gradients",
+    "vmap(grad)": "gradients",
+    "func.hessian": "Hessian-vector product",
+}
+"""Which task is the same one for those who do without torch.func."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.case import UNDER_TORCH_FUNC
+
 Result = Mapping[str, Any]
 
 
@@ -55,6 +57,8 @@ PROMISES = [
     _extra_microseconds("arcsin, n = 1, no gradient", "backsolve", "hand-written", 10.0),
     *(_ratio(f"dense, n = {n}, batch {b}", "backsolve", "hand-written", 2.2) for n in (4, 32) for b in (1, 64, 256)),
     _ratio("arcsin, n = 1, Hessian-vector product", "backsolve", "closed form", 2.7),
+    _ratio(f"{_MILLION}, compiled", "backsolve", "closed form", 2.0),
+    *(_ratio(f"arcsin, n = 1, {task}", "backsolve", "backsolve, eager", 5.0) for task in UNDER_TORCH_FUNC),
     _ratio("gamma quantile, n = 1,000,000, inversion", "Bracket", "one evaluation of f", 16.0),
     _ratio("quantile of a mixture, n = 1,000,000, inversion", "Bracket", "one evaluation of f", 30.0),
     Promise(f"{_MILLION}: peak memory of backsolve, MiB", 25.0, lambda result: result["memory"][_MILLION]["backsolve"]),

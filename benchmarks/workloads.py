@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.case import Case
+from benchmarks.case import UNDER_TORCH_FUNC, Case
 from benchmarks.problems import (
     ARCSIN,
     CONVOLUTION,
@@ -26,6 +26,8 @@ INVERSION = ("one evaluation of f", "Bracket", "50 bisections", "SciPy's find_ro
 KRYLOV = ("backsolve, GMRES", "backsolve, BiCGSTAB")
 DECLARED = ("backsolve, Dense", "backsolve, f' given", "backsolve, GMRES")
 CROSSOVER = [(16, 64), (64, 1), (64, 64), (64, 256), (256, 1), (256, 64), (1024, 1)]  # where products overtake
+COMPILED = ("closed form", "backsolve", "backsolve, no test")
+TRANSFORMED = ("backsolve, eager", "closed form", "hand-written, for torch.func", "backsolve")
 SECOND = ("hand-written", "closed form", "backsolve")
 
 WORKLOADS = [
@@ -53,6 +55,8 @@ WORKLOADS = [
     Case(DENSE, (3, 1), ("hand-written", "backsolve", *PEERS), "call only"),
     Case(ARCSIN, (1,), ("hand-written", "backsolve", *PEERS), "no gradient", quick=True),
     Case(ARCSIN, (1_000_000,), ("hand-written", "backsolve", *PEERS), "no gradient"),
+    Case(ARCSIN, (1_000_000,), COMPILED, "compiled", quick=True),
+    *(Case(ARCSIN, (1,), TRANSFORMED, task, quick=True) for task in UNDER_TORCH_FUNC),
     Case(GAMMA, (1_000_000,), INVERSION, "inversion"),
     Case(MIXTURE, (1_000_000,), INVERSION, "inversion"),
 ]

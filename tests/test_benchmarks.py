@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import measure, sampling
-from benchmarks.case import TASKS, Case
+from benchmarks.case import TASKS, UNDER_TORCH_FUNC, Case
 from benchmarks.contestants import CONTESTANTS, asked
 from benchmarks.measure import Outcome, interleave, judge
 from benchmarks.problems import (
@@ -22,7 +22,7 @@ from benchmarks.problems import (
     REACTION_DIFFUSION,
 )
 from benchmarks.sampling import NoAnswerError, first_call
-from benchmarks.workloads import GROWTH, INVERSION, PROFILED, WORKLOADS
+from benchmarks.workloads import COMPILED, GROWTH, INVERSION, PROFILED, TRANSFORMED, WORKLOADS
 
 TINY = {
     "arcsin": (5,),
@@ -51,7 +51,7 @@ def tolerance(name: str, case: Case) -> float:
     return 1000 * torch.finfo(case.problem.dtype).eps
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [task for task in TASKS if task not in ("compiled", *UNDER_TORCH_FUNC)])
 @pytest.mark.parametrize("problem", [ARCSIN, DENSE, IMPLIED_VOLATILITY], ids=lambda p: p.name)
 @pytest.mark.parametrize("name", CONTESTANTS)
 @pytest.mark.filterwarnings("default")  # the peers' own
@@ -66,6 +66,7 @@ def test_contestants_are_right(name, problem, task) -> None:
             "closed form",
             "torchdeq",
             "zuko",
+            "hand-written, for torch.func",
             *(f"backsolve, {structure}" for structure in STRUCTURES),
             *INVERSION,
         }
@@ -80,6 +81,17 @@ def test_contestants_are_right(name, problem, task) -> None:
         assert outcome.error <= tolerance(name, case)
         params = len(case.inputs) - 1
         assert outcome.missing == (params if (name, task) == ("dense autograd.functional", "gradients") else 0)
+
+
+@pytest.mark.parametrize("task", ["compiled", *UNDER_TORCH_FUNC])
+@pytest.mark.filterwarnings("default")  # the compiler's own
+def test_transformed_contestants_are_right(task) -> None:
+    torch._dynamo.reset()
+    case = tiny(ARCSIN, task)
+    for name in COMPILED if task == "compiled" else TRANSFORMED:
+        outcome = judge(asked(name, case), CONTESTANTS[name](case))
+        assert not outcome.failure
+        assert outcome.error <= tolerance(name, case), name
 
 
 @pytest.mark.parametrize("problem", [ARCSIN, DENSE, IMPLIED_VOLATILITY], ids=lambda p: p.name)

@@ -12,18 +12,21 @@ from scipy import optimize
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from backsolve import Dense, errors, implicit_function, inverse
+from backsolve import Banded, Dense, Diagonal, MatrixFree, Triangular, errors, implicit_function, inverse
+from backsolve.jacobians import Constrained, Jacobian, MinimumNorm
+from backsolve.jacobians.equations import Equations
 from backsolve.solvers import numpy_solver
 from tests.adversarial.situations import log_abs_det
 from tests.problems import BY_NAME
 from tests.test_transforms import assert_same
-from tests.transforms import Transform, loss
+from tests.transforms import OF_X, Transform, loss
 from tests.transforms_page import COMPILED, PAGE, page
 
 pytestmark = [  # of torch's own making, while it traces any custom autograd.Function
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*_prims_common.check. is deprecated:FutureWarning"),  # inductor, diag_embed
 ]
 
 x_leaf = torch.linspace(-0.9, 0.9, 5, dtype=torch.float64)
@@ -46,7 +49,7 @@ def leaves(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("transform", [pytest.param(t, id=name) for name, t in COMPILED.items()])
-@pytest.mark.parametrize("name", ["cubic, broadcast", "mixed sinh"])
+@pytest.mark.parametrize("name", ["log", "mixed sinh"])
 def test_transforms(name: str, transform: Transform) -> None:
     problem = BY_NAME[name]
     inputs = tuple(t.detach() for t in problem.inputs())
@@ -85,10 +88,41 @@ def test_backward_with_scipy() -> None:
     check_backward(inverse(kepler, numpy_solver(kepler_by_brentq)), eager, x_leaf, torch.tensor(0.3))
 
 
-@pytest.mark.parametrize("name", ["cubic, broadcast", "linear"])
-def test_inductor(name: str) -> None:
+def known_diagonal(y: Tensor, a: Tensor) -> Tensor:
+    return a * y.exp()
+
+
+def known_matrix(y: Tensor, a: Tensor) -> Tensor:
+    return a.tril() @ torch.diag_embed(y.cosh())
+
+
+STRUCTURES = [
+    ("cubic, broadcast", None),
+    ("log", Diagonal(entries=known_diagonal)),
+    ("linear", None),
+    ("triangular", Dense(entries=known_matrix)),
+    ("elementwise vector", Dense(symmetric=True)),
+    ("elementwise vector", Dense(positive_definite=True)),
+    ("triangular", Triangular()),
+    ("triangular from above", Triangular(upper=True)),
+    ("tridiagonal", Banded(1, 1)),
+    ("triangular", MatrixFree(rtol=1e-15)),
+]
+
+
+@pytest.mark.parametrize(("name", "structure"), STRUCTURES, ids=[f"{n}-{s}" for n, s in STRUCTURES])
+def test_inductor(name: str, structure: Jacobian | None) -> None:
     problem = BY_NAME[name]
-    check_backward(problem.explicit(), problem.exact, *problem.inputs(), backend="inductor")
+    check_backward(problem.explicit(jacobian=structure), problem.exact, *problem.inputs(), backend="inductor")
+
+
+@pytest.mark.parametrize("transform", ["vjp", "jvp all", "vmap(grad) all"])
+@pytest.mark.parametrize(("name", "structure"), STRUCTURES[3:], ids=[f"{n}-{s}" for n, s in STRUCTURES[3:]])
+def test_transforms_of_structures(name: str, structure: Jacobian, transform: str) -> None:
+    problem = BY_NAME[name]
+    inputs = tuple(t.detach() for t in problem.inputs())
+    inv = problem.explicit(jacobian=structure)
+    assert_same(compiled(lambda *i: OF_X[transform](inv, i))(*inputs), OF_X[transform](problem.exact, inputs))
 
 
 class Warp(nn.Module):
@@ -257,6 +291,23 @@ def test_an_implicit_event_needs_a_graph_break() -> None:
     assert_same(p.grad, torch.ones(3, dtype=torch.float64))
     with pytest.raises(torch._dynamo.exc.Unsupported):
         compiled(lambda p: h(p))(p)
+
+
+@pytest.mark.parametrize("gauge", [MinimumNorm(), Constrained(lambda y: y[..., :1] - 0.75 * y[..., 1:])])
+def test_a_gauge_needs_a_graph_break(gauge: Equations) -> None:
+    a = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    inv = inverse(lambda y: y @ a.mT, lambda x: x @ a / 25, event_dim=1, jacobian=Dense(gauge=gauge))
+    (x,) = leaves(torch.tensor([5.0]))
+    torch.compile(lambda x: inv(x).sum(), backend="aot_eager")(x).backward()
+    assert_same(x.grad, a.sum(1) / 25)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"backsolve: .*gauges"):
+        compiled(lambda x: inv(x))(x)
+
+
+def test_an_inverse_made_inside_is_refused() -> None:
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="backsolve: no Inverse can be made inside"):
+        compiled(lambda x: inverse(torch.sin, np.arcsin)(x))(x_leaf)
+    assert_same(torch.compile(lambda x: inverse(torch.sin, np.arcsin)(x), backend="aot_eager")(x_leaf), x_leaf.asin())
 
 
 def test_the_double_backward_is_refused_by_torch() -> None:

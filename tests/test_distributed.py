@@ -172,6 +172,8 @@ def refusals(rank: int) -> None:  # noqa: ARG001
 
     x, a = leaf(X, shard()), leaf(A, replicate())
     refuse("local_map", by_numpy, x, a)
+    refuse("Tensor.numpy", inverse(torch.sin, lambda x: torch.from_numpy(np.arcsin(x.numpy()))), x)
+    refuse("Tensor.__array__", inverse(torch.sin, lambda x: torch.from_numpy(np.arcsin(np.asarray(x)))), x)
     refuse("the value of y alone", by_torch.solve, x, a)
     refuse("the value of y alone", by_torch.with_log_det, x, a)
     refuse("the value of y alone", by_torch.jacobian, x, a)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -258,3 +259,26 @@ def test_empty_and_small_events(method: str, shape: tuple[int, ...]) -> None:
     x = torch.ones(shape, dtype=torch.float64, requires_grad=True)
     inverse(lambda y: 2 * y, lambda x: x / 2, event_dim=1, jacobian=MatrixFree(method))(x).sum().backward()
     assert (x.grad == 0.5).all()
+
+
+@pytest.mark.parametrize("method", ["gmres", "bicgstab", "cg"])
+def test_a_turning_point_is_found_without_a_matrix(method: Literal["gmres", "bicgstab", "cg"]) -> None:
+    """cos(asin(1)) is 6e-17, a rounding error: the solve converges, to 1.6e16."""
+    x = torch.linspace(0.1, 0.9, 3 * 7, dtype=torch.float64).reshape(3, 7)
+    x[1, 4] = 1.0
+    x.requires_grad_()
+    with pytest.raises(errors.SingularJacobianError, match=r"index \(1,\)"):
+        inverse(torch.sin, torch.asin, event_dim=1, jacobian=MatrixFree(method))(x).sum().backward()
+    spoilt = inverse(torch.sin, torch.asin, event_dim=1, jacobian=MatrixFree(method), on_failure="nan")
+    (gradient,) = torch.autograd.grad(spoilt(x).sum(), x)
+    assert gradient.isnan().tolist() == [[False] * 7, [True] * 7, [False] * 7]
+
+
+@pytest.mark.parametrize("method", ["gmres", "bicgstab", "cg"])
+def test_a_large_solution_is_not_a_turning_point(method: Literal["gmres", "bicgstab", "cg"]) -> None:
+    """J is constant, however small it is."""
+    slope = torch.tensor([1.0, 1e-12, 1.0], dtype=torch.float64)
+    x = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    y = inverse(lambda y: slope * y, lambda x: x / slope, event_dim=1, jacobian=MatrixFree(method))(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(gradient, (1 / slope).expand(2, 3), rtol=1e-10, atol=0)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jvp, vjp, vmap
 
-from backsolve import errors, inverse
-from backsolve.solvers import numpy_solver
+from backsolve import Dense, errors, inverse
+from backsolve.jacobians import Constrained, MinimumNorm, Symmetric
+from backsolve.solvers import Bracket, FixedPoint, Newton, numpy_solver
 from tests.test_transforms import assert_same
-from tests.transforms import Transform, loss
+from tests.transforms import OF_X, Transform, loss
 
 X = torch.linspace(-1, 1, 5, dtype=torch.float64)
 A = X + 3
@@ -59,6 +60,105 @@ def closed_over_inside_g(x: Tensor, a: Tensor) -> Tensor:
 )
 def test_an_inverse_inside_another(ours: Any, exact: Any, transform: Transform) -> None:
     assert_same(transform(ours, (X, A)), transform(exact, (X, A)))
+
+
+def scaled_sinh(y: Tensor, a: Tensor) -> Tensor:
+    return a * y.sinh()
+
+
+def linear(y: Tensor, a: Tensor) -> Tensor:
+    return (a @ y[..., None])[..., 0]
+
+
+def symmetric_root(x: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(x)
+    return vectors @ torch.diag_embed(values.sqrt()) @ vectors.mT
+
+
+def numpy_root(x: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(x)
+    return vectors @ (np.sqrt(values)[..., None] * vectors.swapaxes(-1, -2))
+
+
+SMALL = (X[1:4] / 2, A[1:4] / 4)  # where FixedPoint contracts
+WIDE = (
+    torch.tensor([1.0, -2.0], dtype=torch.float64),
+    torch.tensor([[2.0, 1.0, 0.5], [0.3, -1.0, 2.0]], dtype=torch.float64),
+)
+off_by_a_little = numpy_solver(lambda x, a: np.arcsinh(x / a) + 1e-5)
+OTHERS: dict[str, tuple[Any, Any, tuple[Tensor, ...]]] = {
+    "Newton": (inverse(scaled_sinh, Newton(0.0)), asinh, SMALL),
+    "Bracket": (inverse(scaled_sinh, Bracket(-9.0, 9.0)), asinh, SMALL),
+    "FixedPoint": (inverse(scaled_sinh, FixedPoint()), asinh, SMALL),
+    "refine": (inverse(scaled_sinh, off_by_a_little, refine=5), asinh, SMALL),
+    "MinimumNorm": (
+        inverse(
+            linear,
+            numpy_solver(lambda x, a: (np.linalg.pinv(a) @ x[..., None])[..., 0]),
+            event_dim=1,
+            jacobian=Dense(gauge=MinimumNorm()),
+        ),
+        lambda x, a: linear(x, a.mT @ torch.linalg.inv(a @ a.mT)),
+        WIDE,
+    ),
+    "Constrained": (
+        inverse(
+            lambda y, a: a * y.sum(-1, keepdim=True),
+            numpy_solver(lambda x, a: np.concatenate([0.75 * x / a, 0.25 * x / a], -1)),
+            event_dim=1,
+            jacobian=Dense(gauge=Constrained(lambda y: y[..., :1] - 3 * y[..., 1:])),
+        ),
+        lambda x, a: torch.cat([0.75 * x / a, 0.25 * x / a], -1),
+        (torch.tensor([2.0], dtype=torch.float64), torch.tensor([1.5], dtype=torch.float64)),
+    ),
+    "Symmetric": (
+        inverse(lambda y: y @ y, numpy_solver(numpy_root), event_dim=2, jacobian=Dense(subspace=Symmetric())),
+        lambda x: symmetric_root((x + x.mT) / 2),
+        (torch.tensor([[4.0, 1.0], [1.0, 9.0]], dtype=torch.float64),),
+    ),
+}
+SOME = ("grad x", "jvp all", "jacrev", "jacfwd", "hessian", "vmap all, out_dims=1", "vmap(grad) all", "jvp(vmap(grad))")
+
+
+@pytest.mark.parametrize("transform", SOME)
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_solvers_and_equations(name: str, transform: str) -> None:
+    inv, exact, inputs = OTHERS[name]
+    assert_same(OF_X[transform](inv, inputs), OF_X[transform](exact, inputs))
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_a_transform_inside_f(transform: str) -> None:
+    """f is the derivative of a potential, as in the flows of convex ones; its closed-over a is read by its product."""
+
+    def ours(x: Tensor, a: Tensor) -> Tensor:
+        return inverse(lambda y: grad(lambda y: (a * y.cosh()).sum())(y), lambda x: asinh(x, a))(x)
+
+    assert_same(TRANSFORMS[transform](ours, (X, A)), TRANSFORMS[transform](asinh, (X, A)))
+
+
+def test_a_tensor_hidden_in_a_transform_inside_f_is_refused() -> None:
+    """vmap shows f a wrapper of a that is made anew each time, so that nothing can stand for a later."""
+
+    def ours(a: Tensor) -> Tensor:
+        return inverse(lambda y: vmap(scaled_sinh)(y, a), lambda x: asinh(x, a))(X).sum()
+
+    for transform in (grad, jacfwd, hessian):
+        with pytest.raises(errors.TransformError, match="a transform of its own"):
+            transform(ours)(A)
+
+
+@pytest.mark.parametrize("randomness", ["different", "same"])
+def test_an_f_that_draws_numbers(randomness: str) -> None:
+    """It is evaluated under vmaps of ours, which leave the decision to the user's."""
+    inv = inverse(lambda y: y.sinh() * (1 + 0 * torch.rand_like(y)), lambda x: x.asinh())
+    assert_same(vmap(inv, randomness=randomness)(X), X.asinh())
+    assert_same(vmap(grad(inv), randomness=randomness)(X), 1 / (1 + X**2).sqrt())
+    with pytest.raises(RuntimeError, match="randomness error mode"):
+        vmap(inv)(X)
+    noisy = inverse(lambda y: y + torch.rand_like(y), lambda x: x)
+    with pytest.raises(errors.ResidualError):
+        vmap(noisy, randomness=randomness)(X)
 
 
 class Warp(nn.Module):

@@ -28,6 +28,12 @@ def hand_written(case: Case) -> Run:
     return case.run(solve_and_evaluate if case.task == "no gradient" else lambda *inputs: hand.apply(g, *inputs))
 
 
+def composable(case: Case) -> Run | None:
+    """The limit under torch.func: what an autograd.Function costs that has rules for vmap and forward mode."""
+    function: Any = case.problem.composable
+    return None if function is None else case.run(function.apply)
+
+
 def floor(case: Case) -> Run:
     """The shortest code that sees f only through autograd; first derivatives only, and no check of anything."""
     function: Any = case.problem.floor or (_DenseFloor if case.problem.event_dim else _Floor)

@@ -26,6 +26,31 @@ class _Hand(torch.autograd.Function):
         return None, v / y.cos()
 
 
+class _Composable(torch.autograd.Function):
+    """The same with everything that torch.func asks for."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.asin()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] / ctx.saved_tensors[0].cos()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return tangents[0] / ctx.saved_tensors[0].cos()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor) -> Any:
+        return _Composable.apply(x), in_dims[0]
+
+
 def _in_jax() -> tuple[Callable[..., Any], Callable[..., Any] | None]:
     import jax.numpy as jnp
 
@@ -38,6 +63,7 @@ ARCSIN = Problem(
     g=torch.asin,
     exact=torch.asin,
     hand=_Hand,
+    composable=_Composable,
     inputs=lambda n, *batch: (0.1 + 0.8 * torch.rand(*batch, n),),
     in_jax=_in_jax,
     closed_form=torch.asin,

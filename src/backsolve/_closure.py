@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode, has_torch_function_unary
 
 from backsolve import errors
 from backsolve._places import Place, places_of
-from backsolve._torch import LEAF_NODE, is_differentiated, is_functorch_wrapped, sequence_number
+from backsolve._torch import LEAF_NODE, current_level, down_to, is_differentiated, is_functorch_wrapped, sequence_number
 
 Edge = tuple[Node, int]
 
@@ -165,23 +165,31 @@ class Reading(TorchFunctionMode):
     """While active, keeps the tensors that f reads and has not made, of those that a derivative could flow to.
 
     Under torch.func the graph of f(y) does not tell: each level has its own.
+
+    Attributes:
+        read: these, by identity.
+        hidden: whether f hands one of them to a transform of its own, whose wrapper cannot be replaced later.
     """
 
     def __init__(self, given: Iterable[Tensor]) -> None:
         super().__init__()
+        self.level = current_level()  # f may open more, and read by their wrappers
         self.own = {id(t): t for t in given}  # alive, so that no id is used twice
         self.read: dict[int, Tensor] = {}
+        self.hidden = False
         self.paused = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.paused:
             return func(*args, **(kwargs or {}))
         for tensor in _tensors((args, kwargs)):
-            if id(tensor) not in self.own:
-                self.read.setdefault(id(tensor), tensor)
+            *inner, innermost = down_to(tensor, self.level)
+            if not any(id(t) in self.own for t in (*inner, innermost)):
+                self.read.setdefault(id(innermost), innermost)
+                self.hidden |= bool(inner) and is_differentiated(innermost)
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
-            self.own[id(tensor)] = tensor
+            self.own.update((id(t), t) for t in down_to(tensor, self.level))
         return result
 
     def captures(self, functions: Iterable[Any]) -> list[Capture]:

@@ -26,20 +26,27 @@ from backsolve._functional import Functional, Mapped
 from backsolve._levels import Mapping
 from backsolve._operations import excess_of, layout_of
 from backsolve._solve import Problem
-from backsolve._torch import depth_of_transforms, is_torch_function, without_autocast
+from backsolve._torch import depth_of_transforms, is_torch_function, stored, without_autocast
 from backsolve.jacobians import Assembled
 
 
-class _Straight(torch.autograd.Function):
-    """y in the forward pass, -d in the backward pass; d itself is needed in neither."""
+class _Implicit(torch.autograd.Function):
+    """The rule for a backward pass alone: y out, the gradient of `r = x - f(y)` is `w = J^-T v`."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, d: Tensor) -> Tensor:
+    def forward(ctx: Any, y: Tensor, r: Tensor, call: Call, x: Tensor | None) -> Tensor:
+        ctx.call, ctx.y, ctx.x = call, y, x
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
-        return None, -grads[0]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (v,) = grads
+        y = ctx.y + (v - v)  # 0: or torch makes J in the forward pass, where it is not needed
+        assembled = ctx.call.assemble(y, ctx.x)
+        w = assembled.solve_transposed(v)
+        if ctx.call.rule.on_failure != "ignore":
+            ctx.call.spoil(w, assembled.suspicious(), ctx.y)
+        return None, w, None, None
 
 
 @dataclass(frozen=True)
@@ -93,55 +100,54 @@ class Call:
         """What g returns; a function of torch itself is traced, for the compiler to fuse."""
         given = self.detached if x is None else [x.detach(), *self.detached]
         if x is not None and is_torch_function(self.problem.solver) and not self.problem.refine:
-            return self.problem.solver(*given)
+            return stored(self.problem.solver(*given).clone(memory_format=torch.contiguous_format))
         return torch.ops.backsolve.solve(self.problem.name, self.layout, self.has_x, [], given)
 
     def judged(self, y: Tensor, x: Tensor | None) -> Tensor:
         """y after the residual test, which the operation makes where the traced residual is large."""
-        if not self.is_judged:
+        if self.depth and not self.is_judged:  # else it sees to it that no tangent is lost
             return y
         worst = torch.zeros((), device=y.device)
         if self.problem.is_tested and y.numel():
             z = self.forward(y, self.detached)
             worst = excess_of(self.problem, z, None if x is None else x.detach()).amax()
-        given = [y, *self.detached] if x is None else [y, x.detach(), *self.detached]
-        factor = torch.ops.backsolve.judge(self.problem.name, self.layout, self.has_x, not self.depth, [], worst, given)
-        return y * (_trailing(factor, self.rule.event_dim) if factor.dim() else factor)
+        given = self.detached if x is None else [x.detach(), *self.detached]
+        torch.ops.backsolve.judge(y, self.problem.name, self.layout, self.has_x, not self.depth, [], worst, given)
+        return y
 
     def attached(self, y: Tensor, x: Tensor | None) -> Tensor:
         """y with its derivatives, as many as can be asked for."""
-        if self.is_judged and not self.depth:  # the operation sees to it that no tangent is lost
-            with torch.no_grad():
-                assembled = self.assemble(y)
-            return _Straight.apply(y, assembled.solve(self._residual(assembled, y, x)))
+        if not self.depth:
+            return _Implicit.apply(y, self._residual(y, x), self, x if self.problem.is_tested else None)
         order = 0
         while (
             order <= self.depth
-        ):  # one derivative for each level, and one for the backward pass of the compiled function
+        ):  # a derivative for each level, and one for the backward pass of the compiled function
             assembled = self.assemble(y)
-            d = assembled.solve(self._residual(assembled, y, x))
-            y = y - (d - d.detach())
+            r = self.spoil_singular(assembled, y, self._residual(y, x), self.rule.event_dim)
+            d = assembled.solve(r)
+            y = y + (d - d.detach())
             order = 2 * order + 1
         return y
 
-    def assemble(self, y: Tensor) -> Assembled:
-        """J at y."""
-        return self.rule.jacobian.assemble(Functional(self.forward, y, self.tensors))
+    def assemble(self, y: Tensor, value: Tensor | None = None) -> Assembled:
+        """J at y, where f has a value that need not be worked out if it is given."""
+        return self.rule.jacobian.assemble(Functional(self.forward, y, self.tensors, value))
 
     def spoil_singular(self, assembled: Assembled, y: Tensor, result: Tensor, trailing_dims: int) -> Tensor:
         """NaN where J is singular: a compiled graph cannot raise in its backward pass."""
         if self.rule.on_failure == "ignore":
             return result
         with torch.no_grad():
-            suspicious = assembled.suspicious().detach()
-            given = [y.detach(), *self.detached]
-            failed = torch.ops.backsolve.singular(self.problem.name, self.layout, self.has_x, [], suspicious, given)
-        return result * _trailing(torch.where(failed, torch.nan, 1.0).to(result.dtype), trailing_dims)
+            factor = y.detach().new_ones(y.shape[: y.dim() - self.rule.event_dim], dtype=y.real.dtype)
+            self.spoil(factor, assembled.suspicious().detach(), y.detach())
+        return result * factor.reshape(factor.shape + (1,) * trailing_dims)
 
-    def _residual(self, assembled: Assembled, y: Tensor, x: Tensor | None) -> Tensor:
+    def spoil(self, result: Tensor, suspicious: Tensor, y: Tensor) -> None:
+        """NaN in place for the events whose J is singular, to be looked for if there is a reason."""
+        given = self.problem.name, self.layout, self.has_x, [], suspicious, y, self.detached
+        torch.ops.backsolve.spoil_singular(result, *given)
+
+    def _residual(self, y: Tensor, x: Tensor | None) -> Tensor:
         z = self.forward(y, self.tensors)
-        return self.spoil_singular(assembled, y, z if x is None else z - x, self.rule.event_dim)
-
-
-def _trailing(factor: Tensor, dims: int) -> Tensor:
-    return factor.reshape(factor.shape + (1,) * dims)
+        return -z if x is None else x - z

@@ -26,7 +26,14 @@ from backsolve._linearize import Forward, check_value, linearize
 from backsolve._mapped_solver import solve_mapped
 from backsolve._solution import Check, spoil
 from backsolve._solve import Problem, judge
-from backsolve._torch import GradMode, alive, depth_of_transforms, tangents_of_tangents, without_autocast
+from backsolve._torch import (
+    GradMode,
+    alive,
+    apply_under_transforms,
+    depth_of_transforms,
+    tangents_of_tangents,
+    without_autocast,
+)
 from backsolve.jacobians import Assembled
 from backsolve.solvers.base import Found
 
@@ -69,14 +76,17 @@ class Mapped(Forward):
 
         mapped = of_tensors
         for level in reversed(range(len(self.mapping))):
-            mapped = torch.vmap(mapped, in_dims=(0, *self.mapping.in_dims(level)))
+            in_dims = (0, *self.mapping.in_dims(level))
+            mapped = torch.vmap(
+                mapped, in_dims, randomness="different"
+            )  # where it is an error, the level itself says so
         return mapped
 
 
 class Functional:
     """f at one y, differentiated by torch.func: a `Linearized` whose every method composes with the transforms."""
 
-    def __init__(self, forward: Mapped, y: Tensor, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, forward: Mapped, y: Tensor, inputs: Sequence[Tensor], value: Tensor | None = None) -> None:
         self.forward = forward
         self.y = y
         self.inputs = inputs
@@ -84,6 +94,7 @@ class Functional:
         self.implicit = forward.implicit
         self.transformed = True
         self.known = self._known()
+        self._value = value
         self._pull: Callable[[Tensor], tuple[Tensor]] | None = None
 
     def _known(self) -> Tensor | None:
@@ -95,7 +106,7 @@ class Functional:
     @property
     def value(self) -> Tensor:
         """f(y)."""
-        return self.forward(self.y, self.inputs).detach()
+        return self.forward(self.y, self.inputs).detach() if self._value is None else self._value
 
     def pull(self, v: Tensor) -> Tensor:
         """`J^T v`."""
@@ -242,7 +253,7 @@ class _Attached(torch.autograd.Function):
         if z is not None:
             z = z.expand(y.shape)
         outer = Mapping((info.batch_size,), tuple((d is not None,) for d in dims[3:]))
-        return _Attached.apply(rule, forward.within(outer, inputs), y, z, x, *inputs), 0
+        return apply_under_transforms(_Attached, rule, forward.within(outer, inputs), y, z, x, *inputs), 0
 
 
 def _primal(t: Tensor) -> Tensor:
@@ -293,7 +304,7 @@ def _attach(rule: Rule, forward: Mapped, y: Tensor, *tensors: Tensor | None) -> 
     """Apply the rule; inside the f of another Inverse as a torch function, so that it knows the result for its own."""
     if has_torch_function_unary(y):
         return handle_torch_function(_attach, (y,), rule, forward, y, *tensors)
-    return _Attached.apply(rule, forward, y, *tensors)
+    return apply_under_transforms(_Attached, rule, forward, y, *tensors)
 
 
 def _captures(forward: Forward, y: Tensor) -> list[Capture]:
@@ -307,6 +318,8 @@ def _captures(forward: Forward, y: Tensor) -> list[Capture]:
             return reading, forward.with_entries(given[0], given[1:])
 
     reading, values = read()
+    if reading.hidden:
+        raise errors.hidden_tensor(forward.model.call)
     captures = reading.captures((forward.model.f, forward.model.jacobian.entries))
     again = read()[0].read if captures else {}
     if any(id(v) not in reading.own for v in values) or any(id(c.read) not in again for c in captures):
@@ -327,8 +340,11 @@ def _checked(
         found = Found(filled[0], None if solution.failed is None else filled[-1], None, solution.error)
         at = forward.within(mapping[n:], plain[n:])
         with without_autocast(found.y.device):
-            y, check = judge(problem, at, found, None if x is None else filled[1], report=report)
-            z = None if problem.model.closes_over_nothing else at.value(y)
+            y, z, check = judge(problem, at, found, None if x is None else filled[1], report=report)
+            if problem.model.closes_over_nothing:
+                z = None
+            elif z is None:
+                z = at.value(y)
         return [y, z, None, None] if check is None else [y, z, check.failed, check.residual]
 
     y, z, failed, residual = concretely(run, (*given, *forward.arguments.tensors))

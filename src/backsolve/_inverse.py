@@ -19,7 +19,7 @@ from backsolve._arguments import Arguments
 from backsolve._attach import Rule
 from backsolve._solution import FLOATS, OnFailure, Solution, Tolerance
 from backsolve._solve import ParamEventDims, Problem
-from backsolve._torch import PLAIN, active_transform, is_distributed, never_compiled, unwrap
+from backsolve._torch import PLAIN, active_transform, is_distributed, never_compiled, not_traced, unwrap
 from backsolve.jacobians import Default, Diagonal, Jacobian
 from backsolve.solvers.foreign import Solver, as_solver, name_of
 
@@ -52,7 +52,7 @@ class Inverse:
             SingularJacobianError, StructureError: in the backward pass, J has no inverse or not the declared structure.
         """
         if type(x) not in PLAIN and is_distributed(x):
-            return _sharded_call(self._problem, self, x, params, kwargs)
+            return _sharded_call(self._problem, _with_problem(self, _sharded.guarded(self._problem)), x, params, kwargs)
         return self._run(x, params, kwargs).y
 
     def solve(self, x: Tensor, /, *params: Any, **kwargs: Any) -> Solution:
@@ -177,6 +177,7 @@ def _run_implicit(problem: Problem, arguments: Arguments, report: bool) -> Solve
     return _call(problem, None, arguments, report=report)
 
 
+@not_traced(errors.MADE_INSIDE)
 def inverse(
     f: Callable[..., Tensor],
     solver: Solver,
@@ -250,6 +251,7 @@ def inverse(
     return Inverse(f, solver, options)
 
 
+@not_traced(errors.MADE_INSIDE)
 def inverse_of(f: Callable[..., Tensor], **options: Any) -> Callable[[Solver], Inverse]:
     """Decorate the solver of `f(y, *params) = x`: the same as `inverse(f, solver, **options)`.
 
@@ -277,6 +279,7 @@ def inverse_of(f: Callable[..., Tensor], **options: Any) -> Callable[[Solver], I
     return decorate
 
 
+@not_traced(errors.MADE_INSIDE)
 def implicit_function(c: Callable[..., Tensor], solver: Solver, **options: Any) -> ImplicitFunction:
     """Make the solution of `c(y, *params) = 0` a differentiable function of the params.
 
@@ -383,8 +386,9 @@ def _call(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
     return _functional.solve(problem, x, arguments, report=report)
 
 
-_uncompiled_call = never_compiled(_call)  # what walks autograd graphs must not be traced
-_sharded_call = never_compiled(_sharded.call)
+# What walks autograd graphs must not be traced.
+_uncompiled_call = never_compiled(_call, errors.NOT_COMPILED)
+_sharded_call = never_compiled(_sharded.call, errors.SHARDED_NOT_COMPILED)
 
 
 def _compiled_call(problem: Problem, x: Tensor | None, arguments: Arguments, report: bool) -> Solved:
@@ -426,6 +430,12 @@ def _starting_at(original: Any, previous: Solution | Tensor) -> Any:
     y = (previous.y if isinstance(previous, Solution) else previous).detach()
     twin = type(original)(original._f, replace(solver, init=y), original._options)
     twin._problem.rule.verified.update(original._problem.rule.verified)
+    return twin
+
+
+def _with_problem(original: Inverse, problem: Problem) -> Inverse:
+    twin = object.__new__(type(original))
+    vars(twin).update(vars(original), _problem=problem)
     return twin
 
 

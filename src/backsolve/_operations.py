@@ -10,9 +10,10 @@ and `mapped` says, tensor by tensor and level by level, which tensors have them.
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,9 +24,26 @@ from backsolve._functional import Mapped
 from backsolve._levels import Mapping
 from backsolve._linearize import linearize
 from backsolve._mapped_solver import MappedCall
+from backsolve._solution import spoil
 from backsolve._solve import Problem, judge, refine
 from backsolve._torch import eagerly, in_forward_mode, without_autocast
 from backsolve.solvers.base import Found
+
+_library: Any = torch.library  # whose decorators have incomplete types
+Rule = TypeVar("Rule", bound=Callable[..., Any])
+
+
+def _operation(name: str, schema: str) -> Callable[[Rule], Rule]:
+    """Register an operation that has no derivative; `torch.library.custom_op` takes 20 us a call to say so."""
+
+    def register(function: Rule) -> Rule:
+        _library.define(f"backsolve::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
+        _library.impl(f"backsolve::{name}", "CompositeExplicitAutograd", function)
+        if schema.endswith("()"):
+            _library.register_fake(f"backsolve::{name}", lambda *_: None)
+        return function
+
+    return register
 
 
 def layout_of(args: tuple[Any, ...], kwargs: dict[str, Any], call: str) -> str:
@@ -46,6 +64,9 @@ def layout_of(args: tuple[Any, ...], kwargs: dict[str, Any], call: str) -> str:
     return describe((args, kwargs))
 
 
+_read_layout = functools.lru_cache(ast.literal_eval)
+
+
 def _arguments(layout: str, tensors: Sequence[Tensor]) -> Arguments:
     """The arguments again, with tensors in their positions."""
 
@@ -60,7 +81,7 @@ def _arguments(layout: str, tensors: Sequence[Tensor]) -> Arguments:
         items = [restore(v) for v in value]
         return tuple(items) if kind == "tuple" else items
 
-    return Arguments(*restore(ast.literal_eval(layout)))
+    return Arguments(*restore(_read_layout(layout)))
 
 
 def _mapping(mapped: Sequence[int], tensors: Sequence[Tensor]) -> Mapping:
@@ -71,17 +92,19 @@ def _mapping(mapped: Sequence[int], tensors: Sequence[Tensor]) -> Mapping:
     return Mapping(tuple(sizes), tuple(rows))
 
 
-def _one_more(mapped: Sequence[int], dims: Sequence[int | None]) -> list[int]:
-    """The flags with one more level on the outside."""
+def _moved(
+    tensors: Sequence[Tensor], dims: Sequence[int | None], mapped: Sequence[int]
+) -> tuple[list[Tensor], list[int]]:
+    """What every vmap rule does: the mapped dimension to the front, and one more level on the outside of the flags."""
+    moved = [t if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)]
     levels = len(mapped) // max(1, len(dims))
-    flags: list[int] = []
-    for i, dim in enumerate(dims):
-        flags += [int(dim is not None), *mapped[i * levels : (i + 1) * levels]]
-    return flags
+    rows = ([int(d is not None), *mapped[i * levels : (i + 1) * levels]] for i, d in enumerate(dims))
+    return moved, list(itertools.chain.from_iterable(rows))
 
 
-def _to_front(tensors: Sequence[Tensor], dims: Sequence[int | None]) -> list[Tensor]:
-    return [t if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)]
+def _forward(problem: Problem, layout: str, has_x: bool, mapping: Mapping, params: Sequence[Tensor]) -> Mapped:
+    """f, with those params."""
+    return Mapped(problem.bind(_arguments(layout, params), implicit=not has_x), (), mapping, params)
 
 
 # ---- g --------------------------------------------------------------------------------------------------------------
@@ -89,7 +112,7 @@ def _to_front(tensors: Sequence[Tensor], dims: Sequence[int | None]) -> list[Ten
 SOLVE = "(str name, str layout, bool has_x, int[] mapped, Tensor[] tensors) -> Tensor"
 
 
-@torch.library.custom_op("backsolve::solve", mutates_args=(), schema=SOLVE)
+@_operation("solve", SOLVE)
 def solve_op(name: str, layout: str, has_x: bool, mapped: list[int], tensors: list[Tensor]) -> Tensor:
     """y from x, if there is one, and the tensors of the params."""
     problem = Problem.named(name)
@@ -99,7 +122,7 @@ def solve_op(name: str, layout: str, has_x: bool, mapped: list[int], tensors: li
         found = MappedCall(problem, arguments, has_x, ()).solve(tensors, (), mapping)
         y = found.y
         if problem.refine:
-            forward = Mapped(problem.bind(arguments, implicit=not has_x), (), mapping[has_x:], params)
+            forward = _forward(problem, layout, has_x, mapping[has_x:], params)
             y = refine(problem, forward, y, None if x is None else mapping.fill(x, 0).expand(y.shape))
     expected = _shape_of_y(problem, arguments, mapping, tensors, has_x)
     if y.shape != expected:
@@ -107,7 +130,7 @@ def solve_op(name: str, layout: str, has_x: bool, mapped: list[int], tensors: li
     return y.contiguous()
 
 
-@solve_op.register_fake
+@_library.register_fake("backsolve::solve")
 def _(name: str, layout: str, has_x: bool, mapped: list[int], tensors: list[Tensor]) -> Tensor:
     problem = Problem.named(name)
     arguments = _arguments(layout, tensors[has_x:])
@@ -125,89 +148,71 @@ def _shape_of_y(
     return torch.Size((*mapping.sizes, *batch, *(inside[0][len(inside[0]) - k :] if has_x else ())))
 
 
-@solve_op.register_vmap
+@_library.register_vmap("backsolve::solve")
 def _(info: Any, in_dims: Any, name: str, layout: str, has_x: bool, mapped: list[int], tensors: list[Tensor]) -> Any:
-    dims = in_dims[4]
-    moved = _to_front(tensors, dims)
-    return torch.ops.backsolve.solve(name, layout, has_x, _one_more(mapped, dims), moved), 0
+    moved, mapped = _moved(tensors, in_dims[4], mapped)
+    return torch.ops.backsolve.solve(name, layout, has_x, mapped, moved), 0
 
 
 # ---- the residual ---------------------------------------------------------------------------------------------------
 
 JUDGE = (
-    "(str name, str layout, bool has_x, bool backward_only, int[] mapped, Tensor excess, Tensor[] tensors) -> Tensor"
+    "(Tensor(a!) y, str name, str layout, bool has_x, bool backward_only, int[] mapped, Tensor excess, "
+    "Tensor[] given) -> ()"
 )
 
 
-@torch.library.custom_op("backsolve::judge", mutates_args=(), schema=JUDGE)
+@_operation("judge", JUDGE)
 def judge_op(
-    name: str, layout: str, has_x: bool, backward_only: bool, mapped: list[int], excess: Tensor, tensors: list[Tensor]
-) -> Tensor:
-    """What y is to be multiplied by: 1, or NaN for failed events with `on_failure="nan"`.
+    y: Tensor, name: str, layout: str, has_x: bool, backward_only: bool, mapped: list[int], excess: Tensor,
+    given: list[Tensor],
+) -> None:  # fmt: skip
+    """Judge y: raise, warn, or turn its failed events to NaN in place.
+
+    That y is changed, though rarely, is what keeps the operation in the graph: it has no result that costs a pass over
+    memory to use.
 
     Args:
+        y: with all mapped dimensions on the left.
         name: that of the problem.
         layout: of the params.
         has_x: whether there is an x.
         backward_only: whether the graph was traced for a backward pass alone, and would lose a tangent.
-        mapped: which of the tensors are mapped.
+        mapped: which of the given tensors are mapped.
         excess: how much the residual of the traced f exceeds the tolerance at most; the closer look happens if it does.
-        tensors: y, x if there is one, and the tensors of the params.
+        given: x if there is one, and the tensors of the params.
     """
-    problem, n, mapping = Problem.named(name), 1 + has_x, _mapping(mapped, tensors)
+    problem, mapping = Problem.named(name), _mapping(mapped, [y, *given])
     if backward_only and in_forward_mode():
         raise errors.compiled_without_tangents(problem.call)
-    y = mapping.fill(tensors[0], 0)
-    x = mapping.fill(tensors[1], 1) if has_x else None
-    inner = problem.bind(_arguments(layout, tensors[n:]), implicit=not has_x)
+    x = mapping.fill(given[0], 1) if has_x else None
+    forward = _forward(problem, layout, has_x, mapping[1 + has_x :], given[has_x:])
     with eagerly():
-        return _factor(problem, Mapped(inner, (), mapping[n:], tensors[n:]), y, x, excess)
+        problem.rule.verify_if_due(y, forward)
+        if problem.is_tested and not bool((excess <= 0).all()):  # NaN compares false
+            _judge_closely(problem, forward, y, x, excess)
 
 
-def _factor(problem: Problem, forward: Mapped, y: Tensor, x: Tensor | None, excess: Tensor) -> Tensor:
-    rule, good = problem.rule, y.new_ones(_shape_of_factor(problem, y))
-    rule.verify_if_due(y, forward)
-    if not problem.is_tested or bool((excess <= 0).all()):
-        return good
-    _, check = judge(problem, forward, Found(y), x, refining=False)
+def _judge_closely(problem: Problem, forward: Mapped, y: Tensor, x: Tensor | None, excess: Tensor) -> None:
+    _, z, check = judge(problem, forward, Found(y), x, refining=False)
     if check is not None and check.failed.any():
-        return torch.where(check.failed, torch.nan, good) if rule.on_failure == "nan" else good
-    z = forward.value(y)
+        if problem.rule.on_failure == "nan":
+            y.copy_(spoil(check.failed, problem.rule.event_dim, y))
+        return
+    assert z is not None
     rounding = problem.tolerance.relative(y.dtype) * (z.abs().amax() + y.abs().amax()).item()
     if not torch.isclose(excess_of(problem, z, x).amax(), excess.amax(), atol=rounding, equal_nan=True):
         raise errors.other_closure(problem.call)
-    return good
 
 
-@judge_op.register_fake
+@_library.register_vmap("backsolve::judge")
 def _(
-    name: str, layout: str, has_x: bool, backward_only: bool, mapped: list[int], excess: Tensor, tensors: list[Tensor]
-) -> Tensor:
-    mapping = _mapping(mapped, tensors)
-    return tensors[0].new_empty(_shape_of_factor(Problem.named(name), mapping.fill(tensors[0], 0)))
-
-
-@judge_op.register_vmap
-def _(
-    info: Any,
-    in_dims: Any,
-    name: str,
-    layout: str,
-    has_x: bool,
-    backward_only: bool,
-    mapped: list[int],
-    excess: Tensor,
-    tensors: list[Tensor],
-) -> Any:
-    dims = in_dims[6]
-    moved = _to_front(tensors, dims)
-    factor = torch.ops.backsolve.judge(name, layout, has_x, backward_only, _one_more(mapped, dims), excess, moved)
-    return factor, 0 if Problem.named(name).rule.on_failure == "nan" else None
-
-
-def _shape_of_factor(problem: Problem, y: Tensor) -> torch.Size:
-    """One factor an event if failed ones are to be spoiled, else one for all."""
-    return y.shape[: y.dim() - problem.rule.event_dim] if problem.rule.on_failure == "nan" else torch.Size()
+    info: Any, in_dims: Any, y: Tensor, name: str, layout: str, has_x: bool, backward_only: bool, mapped: list[int],
+    excess: Tensor, given: list[Tensor],
+) -> Any:  # fmt: skip
+    (y, *moved), mapped = _moved([y, *given], [in_dims[0], *in_dims[7]], mapped)
+    torch.ops.backsolve.judge(y, name, layout, has_x, backward_only, mapped, excess, moved)
+    return None, None
 
 
 def excess_of(problem: Problem, z: Tensor, x: Tensor | None) -> Tensor:
@@ -217,43 +222,44 @@ def excess_of(problem: Problem, z: Tensor, x: Tensor | None) -> Tensor:
 
 # ---- a singular J ---------------------------------------------------------------------------------------------------
 
-SINGULAR = "(str name, str layout, bool has_x, int[] mapped, Tensor suspicious, Tensor[] tensors) -> Tensor"
+SPOIL = (
+    "(Tensor(a!) result, str name, str layout, bool has_x, int[] mapped, Tensor suspicious, Tensor y, "
+    "Tensor[] params) -> ()"
+)
 
 
-@torch.library.custom_op("backsolve::singular", mutates_args=(), schema=SINGULAR)
-def singular_op(
-    name: str, layout: str, has_x: bool, mapped: list[int], suspicious: Tensor, tensors: list[Tensor]
-) -> Tensor:
-    """Which events have no usable derivative, looked at if any is suspicious; the tensors are y and the params'."""
-    problem, mapping = Problem.named(name), _mapping(mapped, tensors)
-    y = mapping.fill(tensors[0], 0)
-    none = torch.zeros(y.shape[: y.dim() - problem.rule.event_dim], dtype=torch.bool, device=y.device)
+@_operation("spoil_singular", SPOIL)
+def spoil_singular_op(
+    result: Tensor, name: str, layout: str, has_x: bool, mapped: list[int], suspicious: Tensor, y: Tensor,
+    params: list[Tensor],
+) -> None:  # fmt: skip
+    """Turn the events of a result to NaN in place whose J is singular; a closer look, for which there must be a reason.
+
+    Args:
+        result: of the shape of y, or of its batch.
+        name: that of the problem.
+        layout: of the params.
+        has_x: whether there is an x.
+        mapped: which of result, y and params are mapped.
+        suspicious: whether there is a reason.
+        y: where J is.
+        params: their tensors.
+    """
     if not suspicious.any():
-        return none
-    inner = problem.bind(_arguments(layout, tensors[1:]), implicit=not has_x)
+        return
+    problem, mapping = Problem.named(name), _mapping(mapped, [result, y, *params])
     with eagerly(), without_autocast(y.device):
-        at = linearize(Mapped(inner, (), mapping[1:], tensors[1:]), y)
-        found = problem.rule.jacobian.assemble(at).formed("torch.compile").singular()
-    return none if found is None else found
+        at = linearize(_forward(problem, layout, has_x, mapping[2:], params), mapping.fill(y, 1))
+        failed = problem.rule.jacobian.assemble(at).formed("torch.compile").singular()
+        if failed is not None:
+            result.copy_(spoil(failed, result.dim() - failed.dim(), result))
 
 
-@singular_op.register_fake
-def _(name: str, layout: str, has_x: bool, mapped: list[int], suspicious: Tensor, tensors: list[Tensor]) -> Tensor:
-    y, k = _mapping(mapped, tensors).fill(tensors[0], 0), Problem.named(name).rule.event_dim
-    return y.new_empty(y.shape[: y.dim() - k], dtype=torch.bool)
-
-
-@singular_op.register_vmap
+@_library.register_vmap("backsolve::spoil_singular")
 def _(
-    info: Any,
-    in_dims: Any,
-    name: str,
-    layout: str,
-    has_x: bool,
-    mapped: list[int],
-    suspicious: Tensor,
-    tensors: list[Tensor],
-) -> Any:
-    dims = in_dims[5]
-    moved = _to_front(tensors, dims)
-    return torch.ops.backsolve.singular(name, layout, has_x, _one_more(mapped, dims), suspicious, moved), 0
+    info: Any, in_dims: Any, result: Tensor, name: str, layout: str, has_x: bool, mapped: list[int],
+    suspicious: Tensor, y: Tensor, params: list[Tensor],
+) -> Any:  # fmt: skip
+    (result, y, *params), mapped = _moved([result, y, *params], [in_dims[0], in_dims[6], *in_dims[7]], mapped)
+    torch.ops.backsolve.spoil_singular(result, name, layout, has_x, mapped, suspicious, y, params)
+    return None, None

@@ -7,10 +7,12 @@ the events of all processes, so what one process finds is a part of its gradient
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from backsolve import errors
 from backsolve._arguments import Arguments
@@ -19,6 +21,33 @@ from backsolve._solve import Problem
 from backsolve._torch import active_transform, is_distributed
 from backsolve.solvers.foreign import NumpySolver
 from backsolve.solvers.samples import EachSample
+
+
+class _TorchCode(TorchFunctionMode):
+    """While active, no tensor becomes an array of another library: that code might look beyond its own events."""
+
+    FOREIGN = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.tolist)
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.problem = problem
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.FOREIGN:
+            raise _refused(self.problem, "a g that is torch code", f"one that calls Tensor.{func.__name__}")
+        return func(*args, **(kwargs or {}))
+
+
+def guarded(problem: Problem) -> Problem:
+    """The same problem, with a g that is refused if it turns out to be no torch code."""
+    if problem.numerical is not None:
+        return problem
+
+    def solver(*args: Any, **kwargs: Any) -> Any:
+        with _TorchCode(problem):
+            return problem.solver(*args, **kwargs)
+
+    return replace(problem, solver=solver)
 
 
 def call(problem: Problem, solve: Callable[..., Tensor], x: Any, params: tuple[Any, ...], kwargs: Any) -> Tensor:

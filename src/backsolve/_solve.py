@@ -300,22 +300,23 @@ def judge(
     *,
     report: bool = False,
     refining: bool = True,
-) -> tuple[Tensor, Check | None]:
-    """y, refined, and the verdict on it where one is asked for; raise or warn as the policy says."""
+) -> tuple[Tensor, Tensor | None, Check | None]:
+    """y, refined, f(y) and the verdict where one is asked for; raise or warn as the policy says."""
     found = solution.y
     y = refine(problem, forward, found, x) if problem.refine and refining else found
     if not (report or problem.is_tested or solution.failed is not None):
-        return y, None
-    check = _check(problem, forward, y, x, forward.value(y), None, report or solution.failed is not None)
+        return y, None, None
+    z = forward.value(y)
+    check = _check(problem, forward, y, x, z, None, report or solution.failed is not None)
     if check is None:
-        return y, None
+        return y, z, None
     verdict, value = check
     if solution.failed is not None:
         verdict = replace(verdict, failed=verdict.failed | solution.failed)
     if problem.rule.on_failure != "nan":
         error = solution.error or (lambda: _residual_error(problem, forward, verdict, found, y, x, value))
         handle_failure(problem.rule.on_failure, verdict.failed, problem.rule.event_dim, y, error)
-    return y, verdict
+    return y, z, verdict
 
 
 def _residual_error(

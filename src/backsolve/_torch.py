@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
 from types import BuiltinFunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch._C._functorch import TransformType
 from torch._compile import _disable_dynamo
+from torch._functorch.autograd_function import custom_function_call
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters, temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -20,6 +21,7 @@ from torch.autograd.variable import Variable
 from torch.nn import Parameter
 from torch.nn.utils import parametrize
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 _TORCH: Any = torch
 _C: Any = torch._C  # its submodules have no stubs
 
@@ -34,6 +36,14 @@ PLAIN = (Tensor, Parameter)
 
 eager_apply: Any = vars(_C._FunctionBase)["apply"]
 """`torch.autograd.Function.apply` without its look at torch.func, a third of its time: for use where none is active."""
+
+
+def apply_under_transforms(function: Any, *args: Any) -> Any:
+    """`torch.autograd.Function.apply` where torch.func is active, without 40 us of looking at the signature."""
+    if _C._functorch.peek_interpreter_stack() is None:
+        return function.apply(*args)
+    call: Any = custom_function_call
+    return call(function, *args)
 
 
 def without_graph(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -180,9 +190,36 @@ def is_traced() -> bool:
     return _C._get_tracing_state() is not None or _C._get_dispatch_mode(_C._TorchDispatchModeKey.PROXY) is not None
 
 
+active_transform.__dict__["_dynamo_marked_constant"] = True  # torch.compiler.assume_constant_result imports dynamo
+
+
+def stored(tensor: Tensor) -> Tensor:
+    """The tensor, written to memory once if a compiler would else work it out anew in each loop that reads it.
+
+    inductor inlines cheap expressions into all their readers; of what has strides it makes a buffer.
+    """
+    if not torch.compiler.is_compiling() or active_transform():
+        return tensor
+    return tensor.as_strided(tensor.size(), tensor.stride())
+
+
 def is_functorch_wrapped(tensor: Tensor) -> bool:
     """Whether a tensor belongs to a level of torch.func."""
     return _C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def current_level() -> int:
+    """The number of the innermost active level of torch.func; 0 outside of all."""
+    interpreter = _C._functorch.peek_interpreter_stack()
+    return 0 if interpreter is None else interpreter.level()
+
+
+def down_to(tensor: Tensor, level: int) -> Iterator[Tensor]:
+    """The tensor, and what it wraps for active levels of torch.func, down to the one that the given level knows."""
+    yield tensor
+    while is_functorch_wrapped(tensor) and level < _C._functorch.maybe_get_level(tensor) <= current_level():
+        tensor = _C._functorch.get_unwrapped(tensor)
+        yield tensor
 
 
 def owns_its_memory(tensor: Tensor) -> bool:
@@ -202,12 +239,22 @@ def depth_of_transforms() -> int:
     return levels + in_forward_mode()
 
 
-depth_of_transforms.__dict__["_dynamo_marked_constant"] = True  # torch.compiler.assume_constant_result imports dynamo
+depth_of_transforms.__dict__["_dynamo_marked_constant"] = True
 
 
-def never_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that breaks a graph; `torch.compiler.disable` would import the compiler at once."""
-    return _disable_dynamo(function)
+def never_compiled(function: Callable[..., Any], reason: str) -> Callable[..., Any]:
+    """A function that breaks a graph for this reason; `torch.compiler.disable` would import the compiler at once."""
+    return not_traced(reason)(_disable_dynamo(function))
+
+
+def not_traced(reason: str) -> Callable[[Function], Function]:
+    """Mark a function at which a graph breaks for this reason, with `fullgraph=True` an error that states it."""
+
+    def mark(function: Function) -> Function:
+        vars(function).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=reason)
+        return function
+
+    return mark
 
 
 def outside_of_transforms() -> AbstractContextManager[Any]:

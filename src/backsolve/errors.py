@@ -176,6 +176,16 @@ def traced(call: str) -> TransformError:
     )
 
 
+NOT_COMPILED = (
+    "backsolve: what returns a verdict (Inverse.solve), and what has a y whose shape does not follow from that of x "
+    "(implicit functions, gauges and subspaces with event_dim > 0) is not compiled; compile without fullgraph=True"
+)
+SHARDED_NOT_COMPILED = "backsolve: a call on DTensors is not compiled; compile without fullgraph=True"
+MADE_INSIDE = (
+    "backsolve: no Inverse can be made inside of a compiled function; make it outside, in __init__ or at module level"
+)
+
+
 def uncompiled_argument(call: str, value: Any) -> TransformError:
     """A param that cannot go through a compiled call."""
     return TransformError(
@@ -264,6 +274,19 @@ def unseen_code(call: str) -> TransformError:
             expected="an f made of torch functions",
             got="a tensor that no torch function made, but TorchScript, or a custom Function in forward mode",
             remedy="use the Python function instead of the scripted one; or take the derivatives with backward()",
+        )
+    )
+
+
+def hidden_tensor(call: str) -> TransformError:
+    """Under torch.func, f hands a tensor that it closes over to a transform of its own."""
+    return TransformError(
+        document(
+            call,
+            "under a transform f hands a tensor that it closes over to a transform of its own.",
+            expected="grad, vmap, ... inside f to take y and params of f, and the rest to be read by torch functions",
+            got="a tensor whose derivative would be lost",
+            remedy="pass the tensor explicitly: f(y, tensor) and the call inverse(...)(x, tensor)",
         )
     )
 

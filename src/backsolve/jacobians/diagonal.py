@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from backsolve._reduce import extremes, magnitude
+from backsolve._torch import stored
 from backsolve.jacobians.base import Assembled, Entries, Jacobian, Linearized, evaluate_near
 
 _MANY = 2**14  # elements
@@ -43,7 +44,7 @@ class Diagonal(Jacobian):
 
     def assemble(self, at: Linearized) -> Assembled:
         """One vector-Jacobian product, or none if the entries are known."""
-        return _DiagonalAt(self._diagonal(at), at, self._diagonal)
+        return _DiagonalAt(stored(self._diagonal(at)), at, self._diagonal)
 
     @staticmethod
     def _diagonal(at: Linearized) -> Tensor:

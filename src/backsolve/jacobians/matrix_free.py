@@ -12,6 +12,7 @@ from torch import Tensor
 
 from backsolve import errors
 from backsolve._random import gaussian_like
+from backsolve._solution import event_norm
 from backsolve._torch import GradMode, fold_batched_grads, is_grads_batched
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.dense import Dense
@@ -31,10 +32,10 @@ class MatrixFree(Jacobian):
     end: what has not converged raises ConvergenceError or goes to the fallback. The derivative of such a solve is
     another one, to any order.
 
-    A J that is singular, or at a turning point, shows only as a solve that does not converge; what happens then, says
-    `on_failure`. The log-determinant,
-    `Inverse.jacobian`, torch.func, forward-mode AD and torch.compile need all of J, which is formed for events of up to
-    1024 elements and refused with StructureError for larger ones.
+    A singular J shows as a solve that does not converge, and a turning point of f as one whose large solution means
+    nothing for a J beside y; what happens then, says `on_failure`. The log-determinant, `Inverse.jacobian`, torch.func,
+    forward-mode AD and torch.compile need all of J, which is formed for events of up to 1024 elements and refused with
+    StructureError for larger ones.
 
     Args:
         method: "gmres", which is robust and keeps `restart` vectors; "bicgstab", which keeps seven; "cg" for a J that
@@ -114,6 +115,7 @@ class MatrixFreeAt(Assembled):
         self.at = at
         self.gave_up = gave_up  # called where the fallback has to solve
         self.unsolved: tuple[Tensor, errors.ConvergenceError] | None = None  # events of the last solve, which are NaN
+        self.lost: Tensor | None = None  # events of the last solve without a digit
         self.direct: Assembled | None = None  # what solved for some events instead
 
     def suspicious(self) -> Tensor:
@@ -130,34 +132,58 @@ class MatrixFreeAt(Assembled):
 
     @torch.no_grad()
     def solve(self, b: Tensor) -> Tensor:
-        if self.options.method == "cg":
-            return self._iterate(self.at.pull, b, transposed=False)
+        return self._iterate(b, transposed=False)
+
+    @torch.no_grad()
+    def solve_transposed(self, v: Tensor) -> Tensor:
+        return self._iterate(v, transposed=True)
+
+    def _products(self, at: Linearized, transposed: bool) -> Operator:
+        """`u -> J u`, or `J^T u`, with J at `at.y`."""
+        if transposed or self.options.method == "cg":
+            return at.pull
         with GradMode(True):  # J t is the transpose of v -> J^T v
-            v = torch.zeros_like(self.at.y).requires_grad_()
-            pulled = self.at.pull(v)
+            v = torch.zeros_like(at.y).requires_grad_()
+            pulled = at.pull(v)
 
         def push(t: Tensor) -> Tensor:
             (product,) = torch.autograd.grad(pulled, v, t, retain_graph=True, materialize_grads=True)
             return product
 
-        return self._iterate(push, b, transposed=False)
+        return push
 
-    @torch.no_grad()
-    def solve_transposed(self, v: Tensor) -> Tensor:
-        return self._iterate(self.at.pull, v, transposed=True)
-
-    def _iterate(self, apply: Operator, b: Tensor, transposed: bool) -> Tensor:
-        options, y = self.options, self.at.y.detach()
-        n = math.prod(split(b, self.at.event_dim)[1])
+    def _iterate(self, b: Tensor, transposed: bool) -> Tensor:
         if not b.numel():
             return b.clone()  # b itself would be an input and the output of one autograd node
         if is_grads_batched(b):
 
             def each(columns: Tensor) -> Tensor:
-                return torch.stack([self._iterate(apply, c, transposed) for c in columns.unbind(-1)], -1)
+                return torch.stack([self._iterate(c, transposed) for c in columns.unbind(-1)], -1)
 
             return fold_batched_grads(each, b)
-        own = options.preconditioner
+        found, batch = self._run(b, transposed), split(b, self.at.event_dim)[0]
+        if found.indefinite is not None and found.indefinite.any():
+            raise errors.negative_curvature(tuple(int(i) for i in found.indefinite.reshape(batch).nonzero()[0]))
+        u, fallback, converged = found.solution.reshape(b.shape), self.options.fallback, found.converged
+        suspects = found.growth * torch.finfo(b.dtype).eps ** 0.5 > 1
+        if fallback is not None:
+            converged = converged & ~suspects
+        elif suspects.any():
+            self.lost = suspects.reshape(batch) & self._changes_by_half(u, b, transposed)
+        if converged.all():
+            return u
+        mask = converged.reshape(*batch, *(1,) * self.at.event_dim)
+        if fallback is None:
+            self.unsolved = ~converged.reshape(batch), self._error(found, batch)
+            return torch.where(mask, u, torch.nan)
+        self.gave_up()
+        direct = self.direct = fallback.assemble(self.at)
+        return torch.where(mask, u, direct.solve_transposed(b) if transposed else direct.solve(b))
+
+    def _run(self, b: Tensor, transposed: bool) -> Krylov:
+        """Solve the systems of all events, one in each row."""
+        options, y = self.options, self.at.y.detach()
+        apply, own = self._products(self.at, transposed), options.preconditioner
 
         def precondition(r: Tensor) -> Tensor:
             assert own is not None
@@ -166,23 +192,17 @@ class MatrixFreeAt(Assembled):
         def product(u: Tensor) -> Tensor:
             return apply(u.reshape(b.shape)).reshape(u.shape)
 
-        found = self._method(product, b.detach().reshape(-1, n), precondition if own else None)
-        u = found.solution.reshape(b.shape)
-        batch = split(b, self.at.event_dim)[0]
-        if found.indefinite is not None and found.indefinite.any():
-            raise errors.negative_curvature(tuple(int(i) for i in found.indefinite.reshape(batch).nonzero()[0]))
-        converged = found.converged
-        if options.fallback is not None:
-            converged = converged & ~(found.growth * torch.finfo(b.dtype).eps ** 0.5 > 1)
-        if converged.all():
-            return u
-        mask = converged.reshape(*batch, *(1,) * self.at.event_dim)
-        if options.fallback is None:
-            self.unsolved = ~converged.reshape(batch), self._error(found, batch)
-            return torch.where(mask, u, torch.nan)
-        self.gave_up()
-        direct = self.direct = options.fallback.assemble(self.at)
-        return torch.where(mask, u, direct.solve_transposed(b) if transposed else direct.solve(b))
+        n = math.prod(split(b, self.at.event_dim)[1])
+        return self._method(product, b.detach().reshape(-1, n), precondition if own else None)
+
+    def _changes_by_half(self, u: Tensor, b: Tensor, transposed: bool) -> Tensor:
+        """Where the rounding of y alone changes `J u = b` by half: at a turning point of f u is large, and noise."""
+        try:
+            beside = self.at.moved(self.at.y.detach() * (1 + 4 * torch.finfo(b.dtype).eps))
+            change = self._products(beside, transposed)(u) - b
+        except Exception:  # noqa: BLE001 (outside its domain f may raise whatever it likes)
+            change = torch.full_like(b, torch.nan)
+        return ~(event_norm(change, self.at.event_dim) < event_norm(b, self.at.event_dim) / 2)  # NaN compares false
 
     def _method(self, apply: Operator, b: Tensor, precondition: Operator | None) -> Krylov:
         options = self.options
@@ -211,10 +231,10 @@ class MatrixFreeAt(Assembled):
         return self.direct
 
     def singular(self) -> Tensor | None:
-        """Which events the last solve left unsolved, or J as a matrix shows to be singular, where it was formed."""
+        """Which events the last solve left unsolved or without a digit, or which J as a matrix shows to be singular."""
         if self.unsolved is not None:
-            return self.unsolved[0]
-        return None if self.direct is None else self.direct.singular()
+            return self.unsolved[0] if self.lost is None else self.unsolved[0] | self.lost
+        return self.lost if self.direct is None else self.direct.singular()
 
     def singular_mask(self) -> Tensor:
         return torch.zeros(split(self.at.y, self.at.event_dim)[0], dtype=torch.bool, device=self.at.y.device)
