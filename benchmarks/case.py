@@ -34,6 +34,7 @@ class Problem:
         dtype: the dtype to measure with.
         remembered: whether g answers from memory while it is measured, so that a long solver hides nothing.
         bounds: of y, where only f is known.
+        by_samples: g of one sample, in pure Python.
         composable: an autograd.Function like `hand` that torch.func can transform; `composable.apply(x)`.
         floor: an autograd.Function that sees f only through autograd, where there is a shorter one than for any f.
         structures: what else than the default a user could declare of J, by name.
@@ -57,6 +58,7 @@ class Problem:
     structures: Mapping[str, Jacobian] = field(default_factory=dict)
     contracts: bool = False
     bounds: tuple[float, float] | None = None
+    by_samples: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Case:
         memory: whether peaks of memory are measured too.
         quick: whether the row belongs to the quick version.
         device: where the tensors are.
+        processes: whether other processes do the work: then the time that passes is measured, not that of the CPU.
     """
 
     problem: Problem
@@ -80,6 +83,7 @@ class Case:
     memory: bool = False
     quick: bool = False
     device: str = "cpu"
+    processes: bool = False
 
     @property
     def name(self) -> str:
@@ -96,6 +100,8 @@ class Case:
             return "Second derivatives"
         if self.task == "inversion":
             return "Only f is known"
+        if self.processes:
+            return "One sample at a time, by two processes (time that passes)"
         if self.task == "compiled":
             return "Compiled"
         if self.task in UNDER_TORCH_FUNC:

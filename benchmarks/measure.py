@@ -20,7 +20,7 @@ Key = TypeVar("Key")
 Clock = Callable[[int], float]  # seconds that so many calls take
 
 SHORTEST_SAMPLE = 2e-2  # seconds
-FEWEST_ROUNDS = 5
+FEWEST_ROUNDS = 3
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ def _exponent(growth: str, contestant: str, limit: float) -> Promise:
 _LINE, _IMAGE = "reaction-diffusion, n = 100,000", "convolution, n = 65,536"
 _HESSIAN = "dense, n = 128, batch 64, Hessian-vector product"
 _MILLION, _GIVEN, _UNTESTED = "arcsin, n = 1,000,000", "backsolve, f' given", "backsolve, f' given, no test"
+_SHOOTING = "shooting, n = 256, no gradient"
+_GAMMA, _MIXTURE = (f"{name}, n = 1,000,000, inversion" for name in ("gamma quantile", "quantile of a mixture"))
 
 PROMISES = [
     _ratio("arcsin, n = 1", "backsolve", "floor", 1.3),
@@ -59,8 +61,13 @@ PROMISES = [
     _ratio("arcsin, n = 1, Hessian-vector product", "backsolve", "closed form", 2.7),
     _ratio(f"{_MILLION}, compiled", "backsolve", "closed form", 2.0),
     *(_ratio(f"arcsin, n = 1, {task}", "backsolve", "backsolve, eager", 5.0) for task in UNDER_TORCH_FUNC),
-    _ratio("gamma quantile, n = 1,000,000, inversion", "Bracket", "one evaluation of f", 16.0),
-    _ratio("quantile of a mixture, n = 1,000,000, inversion", "Bracket", "one evaluation of f", 30.0),
+    _ratio(_GAMMA, "Bracket", "one evaluation of f", 16.0),
+    _ratio(_GAMMA, "Bracket", "SciPy's find_root", 1 / 1.7),
+    _ratio(_MIXTURE, "Bracket", "one evaluation of f", 30.0),
+    _ratio(_MIXTURE, "Bracket", "SciPy's find_root", 1 / 4),
+    *(_ratio(case, "Bracket", "50 bisections", 1 / 3) for case in (_GAMMA, _MIXTURE)),
+    _ratio(_SHOOTING, "each_sample, 2 processes", "each_sample", 1 / 1.7),
+    _ratio(_SHOOTING, "each_sample, 2 processes", "executor.map", 1.1),
     Promise(f"{_MILLION}: peak memory of backsolve, MiB", 25.0, lambda result: result["memory"][_MILLION]["backsolve"]),
     *(_ratio(f"dense in float32, n = 128, batch {b}", "backsolve", "hand-written", 1.4) for b in (64, 256)),
     *(_ratio(f"dense, n = {n}, batch 64", "backsolve, Dense", "floor", 1.2) for n in (128, 512)),

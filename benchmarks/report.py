@@ -107,7 +107,11 @@ def _short(number: float) -> str:
 def _promises(result: Result) -> str:
     body = []
     for promise in PROMISES:
-        measured = promise.measured(result)
+        try:
+            measured = promise.measured(result)
+        except KeyError:  # a row that is younger than the result
+            body.append([promise.what, f"≤ {promise.limit:g}", "·", "·"])
+            continue
         kept = "yes" if measured <= promise.limit else "**no**"
         body.append([promise.what, f"≤ {promise.limit:g}", f"{measured:.3g}", kept])
     return _table(["", "promised", "measured", "kept"], body)

@@ -17,12 +17,14 @@ from benchmarks.problems import (
     IMPLIED_VOLATILITY,
     MIXTURE,
     REACTION_DIFFUSION,
+    SHOOTING,
 )
 
 PEERS = ("dense autograd.functional", "TorchOpt", "xitorch", "torchdeq", "zuko", "jaxopt", "optimistix")
 ARCSINS = ("hand-written", "floor", "closed form", "backsolve", "backsolve, f' given", "backsolve, f' given, no test")
 OTHERS = ("hand-written", "floor", "g alone", "backsolve")
 INVERSION = ("one evaluation of f", "Bracket", "50 bisections", "SciPy's find_root")
+BY_SAMPLES = ("executor.map", "each_sample, 2 processes", "each_sample")
 KRYLOV = ("backsolve, GMRES", "backsolve, BiCGSTAB")
 DECLARED = ("backsolve, Dense", "backsolve, f' given", "backsolve, GMRES")
 CROSSOVER = [(16, 64), (64, 1), (64, 64), (64, 256), (256, 1), (256, 64), (1024, 1)]  # where products overtake
@@ -59,6 +61,7 @@ WORKLOADS = [
     *(Case(ARCSIN, (1,), TRANSFORMED, task, quick=True) for task in UNDER_TORCH_FUNC),
     Case(GAMMA, (1_000_000,), INVERSION, "inversion"),
     Case(MIXTURE, (1_000_000,), INVERSION, "inversion"),
+    Case(SHOOTING, (256,), BY_SAMPLES, "no gradient", processes=True),
 ]
 
 # How the time grows, from sizes where the calls themselves no longer count to sizes whose memory malloc still keeps.

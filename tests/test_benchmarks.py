@@ -20,9 +20,10 @@ from benchmarks.problems import (
     IMPLIED_VOLATILITY,
     MIXTURE,
     REACTION_DIFFUSION,
+    SHOOTING,
 )
 from benchmarks.sampling import NoAnswerError, first_call
-from benchmarks.workloads import COMPILED, GROWTH, INVERSION, PROFILED, TRANSFORMED, WORKLOADS
+from benchmarks.workloads import BY_SAMPLES, COMPILED, GROWTH, INVERSION, PROFILED, TRANSFORMED, WORKLOADS
 
 TINY = {
     "arcsin": (5,),
@@ -69,6 +70,7 @@ def test_contestants_are_right(name, problem, task) -> None:
             "hand-written, for torch.func",
             *(f"backsolve, {structure}" for structure in STRUCTURES),
             *INVERSION,
+            *BY_SAMPLES,
         }
         return
     outcome = judge(asked(name, case), run)
@@ -116,6 +118,14 @@ def test_inversions_are_right(name, problem) -> None:
     outcome = judge(asked(name, case), CONTESTANTS[name](case))
     assert not outcome.failure
     assert outcome.error <= 1e-11
+
+
+@pytest.mark.parametrize("name", BY_SAMPLES)
+def test_solutions_by_samples_are_right(name) -> None:
+    case = Case(SHOOTING, (3,), BY_SAMPLES, "no gradient", processes=True)
+    outcome = judge(case, CONTESTANTS[name](case))
+    assert not outcome.failure
+    assert outcome.error <= 1e-13  # a bisection to 4 / 2^50
 
 
 @pytest.mark.parametrize("problem", [REACTION_DIFFUSION, CONVOLUTION, DENSE_FLOAT32], ids=lambda p: p.name)

@@ -15,6 +15,8 @@ from backsolve import Banded, Dense, errors, implicit_function, inverse
 from backsolve.jacobians import Constrained, LowerTriangular, MinimumNorm, Symmetric
 from backsolve.solvers import numpy_solver
 from tests.test_derivatives import assert_close_orders, derivatives
+from tests.test_transforms import assert_same
+from tests.transforms import OF_PARAMS, OF_X
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -134,6 +136,20 @@ def test_constrained_against_the_square_problem() -> None:
         event_dim=1,
     )(torch.cat([x, torch.zeros_like(x[..., :1])], -1))
     assert_close_orders(derivatives(y, (x, scale), 3), derivatives(by_square, (x, scale), 3), 1e4)
+
+
+@pytest.mark.parametrize("transform", {**OF_X, **OF_PARAMS})
+def test_constrained_under_every_transform(transform: str) -> None:
+    shares = torch.tensor([0.75, 0.25], dtype=torch.float64)
+    split = inverse(
+        lambda y, a: a * torch.sinh(y.sum(-1, keepdim=True)),
+        lambda x, a: np.arcsinh(x.numpy() / a.numpy()) * shares.numpy(),
+        event_dim=1,
+        jacobian=Dense(gauge=Constrained(lambda y: y[..., :1] - 3 * y[..., 1:])),
+    )
+    inputs = torch.tensor([[0.4], [-0.7]], dtype=torch.float64), torch.tensor([1.5], dtype=torch.float64)
+    apply = {**OF_X, **OF_PARAMS}[transform]
+    assert_same(apply(split, inputs), apply(lambda x, a: torch.asinh(x / a) * shares, inputs))
 
 
 def test_without_a_gauge_the_error_explains() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backsolve import Dense, Inverse, MatrixFree, errors, inverse
 from backsolve.jacobians import default, matrix_free
-from backsolve.linalg import Krylov, cg, richardson
+from backsolve.linalg import Krylov, cg, gmres, richardson
 from tests.test_derivatives import assert_close_orders, derivatives
 from tests.test_matrix_free import g_from, mixing, random
 
@@ -132,6 +132,32 @@ def test_negative_curvature_is_an_error() -> None:
         inv(x).sum().backward()
 
 
+@pytest.mark.parametrize("strength", [0.5, 1.5], ids=["contraction", "no contraction"])
+def test_products_for_a_convolution_are_those_of_gmres(strength: float) -> None:
+    kernel = random(0, 1, 1, 3, 3)
+    kernel = 2 * strength * kernel / kernel.abs().sum()
+    y = random(1, 1024).requires_grad_()
+    f = lambda y: y + torch.tanh(torch.conv2d(y.reshape(1, 1, 32, 32), kernel, padding=1)).reshape(y.shape)  # noqa: E731
+    x, v = f(y), random(2, 1024)
+
+    def pull(w: Tensor) -> Tensor:
+        return torch.autograd.grad(x, y, w, retain_graph=True)[0]
+
+    basis, images, r, steps = v[:, None] / v.norm(), [], v, 0
+    while r.norm() > 1e-8 * v.norm():  # Arnoldi's basis and least squares: GMRES as the books have it
+        images.append(pull(basis[:, -1]))
+        mapped, steps = torch.stack(images, 1), steps + 1
+        r = v - mapped @ torch.linalg.lstsq(mapped, v[:, None]).solution[:, 0]
+        w = images[-1]
+        for _ in range(2):
+            w = w - basis @ (basis.mT @ w)
+        basis = torch.cat([basis, w[:, None] / w.norm()], 1)
+    found = gmres(lambda w: pull(w[0])[None], v[None], rtol=1e-8, maxiter=400, restart=200)
+    assert found.converged.all()
+    assert steps > 10
+    assert found.products <= steps + 2
+
+
 # ---- by default -----------------------------------------------------------------------------------------------------
 
 EVENTS, N = 64, 64  # 2^18 entries of J
@@ -197,6 +223,15 @@ def test_a_singular_event_is_found_by_default(use: str) -> None:
     }
     with pytest.raises(errors.SingularJacobianError, match=r"index \(3,\)"):
         uses[use]()
+
+
+def test_a_coupled_batch_is_found_where_products_are_used() -> None:
+    for seed in range(3):
+        y = random(seed, EVENTS, N)
+        inv = inverse(lambda y: y + 1e-6 * (y - y.mean(0)) / y.std(0), lambda _, y=y: y.clone(), event_dim=1)
+        x = (y + 1e-6 * (y - y.mean(0)) / y.std(0)).requires_grad_()
+        with pytest.raises(errors.StructureError, match="independent across the batch"):
+            inv(x).sum().backward()
 
 
 def test_a_singular_event_is_found_under_torch_func() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from typing import Any
 
 import pytest
@@ -248,6 +250,58 @@ def test_f_with_a_state_is_frozen() -> None:
         assert not all(torch.equal(old, now) for old, now in zip(before, block.buffers(), strict=True))
         for buffer, old in zip(block.buffers(), twin, strict=True):
             buffer.copy_(old)
+
+
+class Holder:
+    """No module itself."""
+
+    def __init__(self, block: Any) -> None:
+        self.parts = {"block": block}
+
+    def apply(self, y: Tensor) -> Tensor:
+        return y + 0.5 * self.parts["block"](y)
+
+    __call__ = apply
+
+
+def through_a_dict(block: Any) -> Any:
+    parts = {"of": [block]}
+    return lambda y: y + 0.5 * parts["of"][0](y)
+
+
+def through_another_function(block: Any) -> Any:
+    inner = Holder(block).apply
+    return lambda y: inner(y)
+
+
+def through_a_namespace(block: Any) -> Any:
+    namespace = types.ModuleType("namespace")
+    namespace.block = block  # type: ignore[attr-defined]
+    scope: dict[str, Any] = {"namespace": namespace}
+    exec("def f(y):\n    return y + 0.5 * namespace.block(y)", scope)
+    return scope["f"]
+
+
+@pytest.mark.parametrize(
+    "reach",
+    [
+        lambda block: Holder(block),
+        lambda block: Holder(block).apply,
+        lambda block: functools.partial(Holder.apply, Holder(block)),
+        through_a_dict,
+        through_another_function,
+        through_a_namespace,
+    ],
+    ids=["object", "method", "partial", "dict", "function", "namespace"],
+)
+def test_the_state_is_found_wherever_f_keeps_it(reach: Any) -> None:
+    layer = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(4, 4, dtype=torch.float64))
+    before = [b.clone() for b in layer.buffers()]
+    assert before
+    with torch.no_grad():
+        inverse(reach(layer), Newton(), event_dim=1, residual_tol=float("inf"))(torch.randn(5, 4, dtype=torch.float64))
+    for old, now in zip(before, layer.buffers(), strict=True):
+        assert torch.equal(old, now)
 
 
 @pytest.mark.parametrize(

@@ -119,24 +119,35 @@ def test_compile_refuses_calls_of_autograd() -> None:
         compiled(lambda x: torch.autograd.grad(x.sin(), x)[0])(x.clone().requires_grad_())
 
 
-HESSIANS = """
+NESTED = """
 import torch
-compiled = torch.compile(
-    torch.vmap(torch.func.hessian(lambda x: x.sin().sum())), fullgraph=True, backend="eager"
-)
+from torch.func import hessian, jacfwd, jvp, vmap
+x, c = torch.full((3, 2), 0.3), torch.tensor(2.0)
+
+def slope(h):
+    return lambda x: jvp(h, (x,), (torch.ones_like(x),))[1]
+
 try:
-    compiled(torch.ones(3, 2))
+    torch.compile({}, fullgraph=True, backend="eager")(x)
 except torch._dynamo.exc.TorchRuntimeError:
     print("refused")
 """
 
 
-def test_compile_fails_at_vmap_of_hessian() -> None:
-    """In a process of its own: such a failure can leave torch in a state in which later compilations fail, too."""
-    run = subprocess.run([sys.executable, "-c", HESSIANS], capture_output=True, text=True, check=True)
-    still(
-        run.stdout == "refused\n", "tests/transforms_page.py, NESTED_FORWARD, and its footnote: some rows may be right"
-    )
+@pytest.mark.parametrize(
+    "transformed",
+    [
+        "vmap(hessian(lambda x: x.sin().sum()))",
+        "vmap(jacfwd(lambda x: (x.sin() * 2).cos()))",
+        "slope(slope(lambda x: x * c))",
+    ],
+    ids=["vmap(hessian)", "vmap(jacfwd)", "jvp(jvp)"],
+)
+def test_compile_fails_at_nested_forward_mode(transformed: str) -> None:
+    """A product with a constant is enough. In processes of their own: later compilations there may fail as well."""
+    program = [sys.executable, "-c", NESTED.format(transformed)]
+    run = subprocess.run(program, capture_output=True, text=True, check=True)
+    still(run.stdout == "refused\n", "tests/transforms_page.py, NESTED_FORWARD, and its footnote: the row may be right")
 
 
 # ------------------------------------------------------------------------------------------------ torch.func

@@ -25,15 +25,15 @@ An `Inverse` is an ordinary torch function: everything in `torch.func`, forward-
 `torch.compile(fullgraph=True)` apply to it, in any order, although g is code that torch cannot see into. The table is
 made by the tests: each "right" is a comparison with the closed form (float64, 10⁻¹⁰). Eager, that is done for every
 Jacobian structure, with f taking its params as arguments and with f closing over them; compiled, for an elementwise and
-a dense f.
+a dense f, and for the other structures for vjp, jvp, vmap(grad) and `backward`.
 
 {table}
 
 ¹ `torch.compile` traces no calls of `backward` or `autograd.grad`; take these derivatives outside of the graph, or with
   torch.func.
-² torch 2.13 fails while it traces forward mode inside of another transform, with an error of its own: for closed forms,
-  too, in vmap(hessian), while jvp(jvp) and vmap(jacfwd) of most of them compile. Such a failure can leave torch in a
-  state in which later compilations of the same process fail as well.
+² torch 2.13 fails while it traces forward mode inside of another transform, with an error of its own: vmap(hessian) of
+  `sin`, vmap(jacfwd) of `cos(2 sin x)`, jvp(jvp) of `c x` with a tensor c. Such a failure can leave torch in a state in
+  which later compilations of the same process fail as well.
 
 ## What to know
 
@@ -48,19 +48,21 @@ a dense f.
   refused; so is a dual level of forward mode that is entered after tracing. `torch.export` and saved graphs do not
   contain g: they look for the `Inverse` in the process that made them.
 * **Make the `Inverse` outside** of the compiled function: in `__init__` of a module, or at module level.
-  `Inverse.solve` (which returns a verdict), and an `implicit_function` with `event_dim > 0` (whose shape cannot be
-  foreseen) break the graph. `Banded` and `MatrixFree` form J in full in a compiled graph, `MatrixFree` under every
-  transform, up to 1024 elements.
+  `Inverse.solve` (which returns a verdict), gauges, subspaces, and an `implicit_function` with `event_dim > 0` (whose
+  shape cannot be foreseen) break the graph. With `fullgraph=True` all of these are errors that say so. `Banded` and
+  `MatrixFree` form J in full in a compiled graph, `MatrixFree` under every transform, up to 1024 elements.
 * **Closures.** Under torch.func the tensors that f closes over must be read by ordinary torch functions. One that only
   TorchScript code reads is refused, as is code that torch.func refuses: old-style autograd.Functions, `autograd.grad`
-  or `torch.utils.checkpoint` inside f. All of these work with `backward`.
+  or `torch.utils.checkpoint` inside f. All of these work with `backward`. f may use torch.func itself, as the gradient
+  of a potential does; what it closes over and hands to such a transform as an argument must be a param, or is refused.
 * **The double backward of a compiled function** is refused by torch ("torch.compile with aot_autograd does not
   currently support double backward"): take second derivatives inside of the graph, as `func.hessian` does.
-* **What it costs** (CPU, one thread, arcsin, medians of interleaved runs, torch 2.13.0; other work on the machine). At
-  n = 1, as multiples of an eager call with its backward pass: `vmap` 2.9, `vjp` 3.8, `jvp` 4.4, `grad` 4.4,
-  `vmap(grad)` 6.3, `hessian` 11.7 (that of torch.asin: 4.2). Compiled, n = 1,000,000, forward and backward, as
-  multiples of the compiled torch.asin: 3.8; without the tests, `residual_tol=math.inf, on_failure="ignore",
-  verify=False`, 2.5; eager 5.3.
+* **What it costs** is in the tables *Compiled* and *Transforms* of the benchmarks (`make bench`). CPU, one thread,
+  arcsin, medians of interleaved runs, torch 2.13.0; other work on the machine. Compiled, n = 1,000,000, forward and
+  backward: 1.7 times the compiled torch.asin, and 1.2 times without the tests (`residual_tol=math.inf,
+  on_failure="ignore", verify=False`). At n = 1, as multiples of the eager call with its backward pass (123 µs): `grad`
+  11, `jvp` 11, `vmap(grad)` 17; a hand-written autograd.Function that torch.func can transform takes 5, 3 and 7.
+  `hessian` takes 10 times as long as two eager backward passes; that of a hand-written Function 7, of torch.asin 5.
 * **Autocast** is off while f runs: J in bfloat16 would be wrong by a percent. In a compiled function torch traces the
   backward pass under the autocast of the call: gradients then have the two digits of bfloat16, as closed forms have.
   Switch it off around the compiled function, not inside.

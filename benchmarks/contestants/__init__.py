@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from benchmarks.case import UNDER_TORCH_FUNC, Case, Run
-from benchmarks.contestants import backsolve, by_hand, jax_peers, numerical, torch_peers
+from benchmarks.contestants import backsolve, by_hand, jax_peers, numerical, samples, torch_peers
 
 CONTESTANTS: dict[str, Callable[[Case], Run | None]] = {
     "g alone": by_hand.solver_alone,
@@ -29,6 +29,9 @@ CONTESTANTS: dict[str, Callable[[Case], Run | None]] = {
     "Bracket": numerical.bracket,
     "50 bisections": numerical.bisection,
     "SciPy's find_root": numerical.scipy,
+    "each_sample": samples.here,
+    "each_sample, 2 processes": samples.in_processes,
+    "executor.map": samples.bare,
 }
 
 

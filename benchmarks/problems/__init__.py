@@ -6,6 +6,7 @@ from benchmarks.problems.implied_volatility import IMPLIED_VOLATILITY
 from benchmarks.problems.quantiles import GAMMA, MIXTURE
 from benchmarks.problems.reaction_diffusion import REACTION_DIFFUSION
 from benchmarks.problems.residual_blocks import CONVOLUTION, DENSE_FLOAT32
+from benchmarks.problems.shooting import SHOOTING
 
 __all__ = [
     "ARCSIN",
@@ -16,4 +17,5 @@ __all__ = [
     "IMPLIED_VOLATILITY",
     "MIXTURE",
     "REACTION_DIFFUSION",
+    "SHOOTING",
 ]

@@ -1,13 +1,12 @@
 """One call under `torch.compile`, in operations that the compiler traces without a graph break.
 
-g runs inside one custom operation. The derivatives come from k connected Newton steps,
+g runs inside one custom operation. Outside of torch.func one derivative is all that torch takes of a compiled function;
+there `_Implicit` is the rule. Under torch.func its backward would be dropped silently (pytorch #193279, #192985), so
+that the derivatives come from k connected Newton steps,
 
     y <- y - (d - d.detach()),    d = J^-1 (f(y) - x),
 
 that leave the bits of y alone: a step from a y whose derivatives are right to order m makes them right to order 2m + 1.
-Outside of torch.func one derivative is all that torch takes of a compiled function; there J^-1 is a constant and
-`_Straight` spares the forward pass the step. Under torch.func its backward would be dropped silently (pytorch #193279,
-#192985).
 
 The residual is part of the graph. Where it is large, a second custom operation looks closer, and raises.
 """

@@ -115,7 +115,7 @@ class MappedCall:
             return None
         except errors.BacksolveError:
             raise
-        except Exception:  # noqa: BLE001 (g may not broadcast, and raise whatever it likes)
+        except Exception:  # noqa: BLE001 (g may not broadcast; any other reason will show with one sample, too)
             return None
         rank = len(mapping) + most + self.problem.rule.event_dim
         return found if found.y.dim() == rank and found.y.shape[: len(mapping)] == mapping.sizes else None

@@ -165,8 +165,9 @@ def _brackets(
     """The components that are `solved`, or where f passes x between two places a few roundings of y away.
 
     Where x is small beside the terms that f adds up, as in a few of the many components of a large event, rounding
-    fails the free test. Then f at `y (1 - width)` and `y (1 + width)` lies on both sides of x, with f(y) between them:
-    at a pole it does not. Each component of y has a random sign, so that little cancels; what does is tried again.
+    fails the free test. Then f at `y (1 - width)` and `y (1 + width)` lies on both sides of x, with f(y) well between
+    them: at a pole or a jump it is not. Each component of y has a random sign, so that little cancels; what does is
+    tried again.
     """
     y, target = y.detach(), torch.zeros_like(z) if x is None else x
     signs = gaussian_like(y).sign() if tries > 1 else torch.ones_like(y)
@@ -177,7 +178,8 @@ def _brackets(
         except Exception:  # noqa: BLE001 (f may raise outside its domain, whatever it likes)
             break
         low, high = torch.minimum(one, other), torch.maximum(one, other)
-        solved = solved | ((low < z) & (z < high) & (low <= target) & (target <= high))  # NaN compares false
+        amid = torch.minimum(z - low, high - z) > (high - low) / 16  # NaN compares false
+        solved = solved | (amid & (low <= target) & (target <= high))
         if solved.all() or (solved == before).all():
             break
         signs = signs.flatten().roll(1).reshape(signs.shape)

@@ -10,13 +10,13 @@ import torch
 
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.dense import Dense
-from backsolve.jacobians.factored import split
 from backsolve.jacobians.matrix_free import MatrixFree, MatrixFreeAt
 
 _MANY, _TOO_MANY = 2**18, 2**28  # entries of J in all events: from here on products are faster; no memory for more
 _LONG = 256  # elements of an event: from here on GMRES pays, too, and not only the plain iteration
 _PRODUCTS = 50
 _PAUSE = 64  # calls
+_DENSE = Dense()
 
 
 @dataclass(frozen=True)
@@ -33,21 +33,23 @@ class Default(Jacobian):
 
     def entries_shape(self, y: torch.Size, event_dim: int) -> torch.Size:
         """A matrix for each event."""
-        return Dense().entries_shape(y, event_dim)
+        return _DENSE.entries_shape(y, event_dim)
 
     def assemble(self, at: Linearized) -> Assembled:
         """Choose by the number of entries, and by what happened before."""
-        batch, event = split(at.y, at.event_dim)
+        event = at.y.shape[at.y.dim() - at.event_dim :]
         n = math.prod(event)
-        entries = math.prod(batch) * n**2
+        entries = at.y.numel() * n
+        if entries < _MANY or at.transformed:
+            return _DENSE.assemble(at)
         usual = at.y.device.type == "cpu" and at.y.dtype in (torch.float32, torch.float64)
         key = event, at.y.dtype
-        if at.transformed or not usual or entries < _MANY or self._is_paused(key):
-            return Dense().assemble(at)
+        if not usual or self._is_paused(key):
+            return _DENSE.assemble(at)
         method = "gmres" if n >= _LONG else "richardson"
         if entries > _TOO_MANY:
             return MatrixFreeAt(MatrixFree(), at)
-        options = MatrixFree(method, maxiter=_PRODUCTS, restart=_PRODUCTS, fallback=Dense())
+        options = MatrixFree(method, maxiter=_PRODUCTS, restart=_PRODUCTS, fallback=_DENSE)
         return MatrixFreeAt(options, at, lambda: self._paused.update({key: _PAUSE}))
 
     def _is_paused(self, key: Any) -> bool:

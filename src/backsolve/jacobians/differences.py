@@ -109,7 +109,7 @@ def _contradiction(y: Tensor, line: Callable[[int], _Line]) -> Contradiction | N
 
 def _directions(y: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
     """Two Gaussian cotangents, and one of some directions in which to move y."""
-    *directions, v, u = gaussian_like(torch.stack([y.detach()] * (_DIRECTIONS + 2)))
+    *directions, v, u = gaussian_like(y.detach().expand(_DIRECTIONS + 2, *y.shape))
     t = directions[number]
     return u, v, torch.copysign(t.abs().clamp(min=0.5), t) * _size(y.detach())  # no step drowns in rounding
 

@@ -84,7 +84,7 @@ class MinimumNorm(Equations):
         c(y, x) = y - J^+ J y + J^+ (f(y) - x) = 0.
 
     g must return this y; the residual test looks. For a linear f, `dy = J^+ dx`; for others the curvature of f counts.
-    f must be one that torch.func can differentiate; around such an inverse torch 2.13 refuses torch.func itself.
+    f must be one that torch.func can differentiate.
 
     Example:
         >>> import torch

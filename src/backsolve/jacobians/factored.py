@@ -68,7 +68,8 @@ class FactoredAt(Assembled):
         return self._lost() if failed is None else failed | self._lost()
 
     def suspicious(self) -> Tensor:
-        return (torch.stack(self._changes()) <= 4 * self._eps).any() | self.at.implicit | self.a.suspicious()
+        plain = (torch.stack(self._changes()) > 4 * self._eps).all()  # NaN compares false
+        return ~plain | self.at.implicit | self.a.suspicious()
 
     @property
     def _eps(self) -> float:
@@ -87,7 +88,8 @@ class FactoredAt(Assembled):
     def _changes(self) -> tuple[Tensor, Tensor]:
         """How much f changes with y, relative to itself: `|(J y)_i / f_i|`, and `sum_i |J_ij y_j / f_i|`."""
         y, z = self._column(self.at.y.detach()), self._column(self.at.value)
-        columns = self.structure.times(self.entries.detach().abs(), 1 / z.abs(), True) * y.abs()
+        weights = 1 / z.abs().clamp_min(torch.finfo(z.dtype).tiny)
+        columns = self.structure.times(self.entries.detach().abs(), weights, True) * y.abs()
         return (self._times(self.at.y.detach(), adjoint=False) / z).abs(), columns
 
     @torch.no_grad()

@@ -52,6 +52,14 @@ class NumericalSolver(ABC):
         raise TypeError(f"{type(self).__name__} needs f: pass it to inverse(f, solver) or implicit_function(c, solver)")
 
 
+_LOOK = 4  # steps
+
+
+def may_look(device: torch.device, step: int) -> bool:
+    """Whether to look at values after this step: on a CPU always, elsewhere seldom: each look waits for a device."""
+    return device.type == "cpu" or step % _LOOK == _LOOK - 1
+
+
 def of_params(setting: Any, forward: Forward, like: Tensor) -> Tensor:
     """A setting of a solver as a tensor: a number, a tensor, or a function of the params."""
     if callable(setting):

@@ -13,7 +13,7 @@ from torch import Tensor
 from backsolve import errors
 from backsolve._linearize import Forward
 from backsolve._torch import GradMode, without_autocast
-from backsolve.solvers.base import Found, NumericalSolver, of_params, prototype
+from backsolve.solvers.base import Found, NumericalSolver, may_look, of_params, prototype
 from backsolve.solvers.chandrupatla import NEAR, Brackets, Level, joined, part
 from backsolve.solvers.domain import Domain
 from backsolve.solvers.elements import Elements, alike, each_its_own
@@ -30,7 +30,6 @@ _STUDIED = 2**11
 _OUTLIERS = 0.0005  # the share of the elements on either side that a table need not hold
 _TRIES = 5  # steps from a guess: then most elements are done
 _EARLIEST = 3  # before this step hardly an element is done
-_LOOK = 4  # so many steps without waiting for the device
 _OUTSIDE, _UNREACHED, _NAN, _SLOW, _BOUNDS = range(1, 6)  # why there is no solution
 
 
@@ -215,9 +214,9 @@ class _Search:
             first: how many steps to regard as done.
             few: the share of the elements that is left for later.
         """
-        on_cpu, at_first = self.x.device.type == "cpu", len(brackets.c)
+        at_first = len(brackets.c)
         for count in range(first, self.bracket.maxiter + first):
-            if count >= _EARLIEST if on_cpu else count % _LOOK == 0:  # elsewhere each look waits for the device
+            if count >= _EARLIEST and may_look(self.x.device, count):
                 left = (~brackets.done).nonzero()[:, 0]
                 if not len(left):
                     break

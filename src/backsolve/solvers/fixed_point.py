@@ -10,7 +10,7 @@ from torch import Tensor
 from backsolve import errors
 from backsolve._linearize import Forward
 from backsolve._torch import GradMode, without_autocast
-from backsolve.solvers.base import Found, NumericalSolver
+from backsolve.solvers.base import Found, NumericalSolver, may_look
 from backsolve.solvers.iterate import Progress, Start, relative_size, start_of
 from backsolve.solvers.state import frozen
 
@@ -65,7 +65,7 @@ class FixedPoint(NumericalSolver):
         progress, anderson = Progress(y, k), _Anderson(self.history)
         best, smallest = y, torch.full_like(progress.steps, torch.inf, dtype=y.dtype)
         since = torch.zeros_like(progress.steps)
-        for _ in range(self.maxiter):
+        for count in range(self.maxiter):
             z = forward.value(y)
             r = -z if x is None else x - z
             size = relative_size(r, y, k)
@@ -76,7 +76,7 @@ class FixedPoint(NumericalSolver):
             # Near the rounding errors of f the residual only jumps about: the best of the last steps is the answer.
             progress.done |= progress.active & ((smallest <= eps) | ((smallest <= 64 * eps) & (since >= 3)))
             progress.lost |= progress.active & size.isinf()
-            if not progress.active.any():
+            if may_look(y.device, count) and not progress.active.any():
                 break
             y = y + anderson.step(_as_vectors(y, k), _as_vectors(r, k)).reshape(y.shape)
 

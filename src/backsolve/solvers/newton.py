@@ -12,11 +12,12 @@ from backsolve._linearize import Forward, linearize
 from backsolve._solution import event_norm
 from backsolve._torch import GradMode, without_autocast
 from backsolve.jacobians import Assembled
-from backsolve.solvers.base import Found, NumericalSolver
+from backsolve.solvers.base import Found, NumericalSolver, may_look
 from backsolve.solvers.iterate import Progress, Start, relative_size, start_of
 from backsolve.solvers.state import frozen
 
-_SHORTEST = 2.0**-30  # the smallest fraction of a step that is tried
+_TRIALS = 31  # of a step, each half as long as the one before
+_SHORTEST = 2.0 ** (1 - _TRIALS)
 
 
 @dataclass(frozen=True)
@@ -72,44 +73,50 @@ class _Iteration:
         self.progress = Progress(y, self.k)
         self.floor = torch.finfo(y.dtype).eps ** 0.5
         self.size = torch.zeros_like(self.progress.steps, dtype=y.dtype)
+        self.fraction = torch.ones_like(self.size)  # of the next step
 
     def run(self, maxiter: int) -> Found:
         progress, fine = self.progress, 4 * torch.finfo(self.y.dtype).eps
-        for _ in range(maxiter):
+        for count in range(maxiter):
             at = linearize(self.forward, self.y)
             assembled = self.forward.model.jacobian.assemble(at)
             r = self._residual(at.value)
             step = torch.where(progress.spread(event_norm(r, self.k) == 0), 0.0, assembled.solve(r))
             progress.steps += progress.active
             self.size = torch.where(progress.active, relative_size(step, self.y, self.k), self.size)
-            moved = self._search(assembled, step)
+            moved, waiting = self._search(assembled, step, may_look(self.y.device, count))
             arrived = progress.active & ((self.size <= fine) | (~moved & (self.size <= self.floor)))
             progress.done |= arrived
-            progress.lost |= progress.active & ~moved
-            if not progress.active.any():
+            progress.lost |= progress.active & ~moved & ~waiting
+            if may_look(self.y.device, count) and not progress.active.any():
                 break
         return progress.found(self.y, self._error)
 
     def _residual(self, z: Tensor) -> Tensor:
         return z if self.x is None else z - self.x
 
-    def _search(self, assembled: Assembled, step: Tensor) -> Tensor:
-        """Move y along the step as far as each event may go; return which events moved."""
+    def _search(self, assembled: Assembled, step: Tensor, look: bool) -> tuple[Tensor, Tensor]:
+        """Move y along the step as far as each event may go; return which events moved, and which wait for a shorter.
+
+        Without a look only one fraction of the step is tried, and a shorter one with the next J, at the same y.
+        """
         progress, k = self.progress, self.k
         length = event_norm(step, k)
         waiting = progress.active & length.isfinite()
         moved = progress.done.clone()
-        fraction = torch.ones_like(length)
-        while bool(waiting.any()) and bool((fraction[waiting] >= _SHORTEST).all()):
-            trial = torch.where(progress.spread(waiting), self.y - progress.spread(fraction) * step, self.y)
+        for _ in range(_TRIALS if look else 1):
+            if look and not waiting.any():
+                break
+            trial = torch.where(progress.spread(waiting), self.y - progress.spread(self.fraction) * step, self.y)
             r = self._residual(self.forward.value(trial))
             foreseen = event_norm(assembled.solve(r), k)
-            good = waiting & ((foreseen <= (1 - fraction / 4) * length) | (event_norm(r, k) == 0))
+            good = waiting & ((foreseen <= (1 - self.fraction / 4) * length) | (event_norm(r, k) == 0))
             self.y = torch.where(progress.spread(good), trial, self.y)
             moved |= good
             waiting &= ~good & (self.size > self.floor)  # within rounding errors no shorter step is any better
-            fraction = torch.where(waiting, fraction / 2, fraction)
-        return moved
+            self.fraction = torch.where(waiting, self.fraction / 2, torch.where(good, 1.0, self.fraction))
+            waiting &= self.fraction >= _SHORTEST
+        return moved, waiting
 
     def _error(self, first: tuple[int, ...], many: str, steps: int) -> errors.BacksolveError:
         size = self.size[first].item()

@@ -20,7 +20,7 @@ from backsolve._linearize import Forward
 from backsolve.solvers.base import Found, NumericalSolver, prototype
 from backsolve.solvers.foreign import name_of
 
-_CHUNKS = 8  # for each worker: few enough to cost little, many enough to even out
+_CHUNKS = 32  # for each worker: few enough to cost little, many enough to even out
 
 Sample = tuple[tuple[Any, ...], dict[str, Any]]
 Outcome = tuple[Any, str | None]  # what fn returned, or the traceback of what it raised
@@ -95,7 +95,7 @@ def each_sample(
         fn: called as `fn(x, *params, **kwargs)`; for another process it must be picklable, so no lambda.
         executor: any `concurrent.futures.Executor`: threads, processes, `loky`, `dask.distributed`'s
             `client.get_executor()`, ... It is not shut down. Default: one sample after the other, here.
-        chunk: how many samples are sent to a worker at once; by default there are 8 chunks for each worker.
+        chunk: how many samples are sent to a worker at once; by default there are 32 chunks for each worker.
         progress: show a progress bar (needs tqdm: the extra `progress`).
         param_event_dims: how many rightmost dimensions of a param belong to one sample; a tuple for positional params,
             a dict for keywords. What is not named broadcasts against y if `event_dim = 0`; else it is split if it

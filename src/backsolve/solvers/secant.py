@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from backsolve.solvers.base import may_look
 from backsolve.solvers.chandrupatla import Evaluate, part
 from backsolve.solvers.domain import Domain
 
@@ -54,7 +55,7 @@ class Secants:
         """Take some steps, tell `note` the index, y and steps of what is done, and return the index of the others."""
         state = self
         for count in range(tries):
-            if count and self.y.device.type == "cpu":  # elsewhere each look waits for the device
+            if count and may_look(self.y.device, count):
                 state = state._rest(note, 0.8)
             state._step(f, count)
         return state._rest(note, 1.0).index

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
 
 from backsolve._linearize import Forward
+
+_MOST = 1000  # objects to look at in search of modules
 
 
 @contextmanager
@@ -21,7 +23,8 @@ def frozen(forward: Forward) -> Generator[Forward]:
     Spectral normalisation moves its vectors, and batch normalisation its averages, at every call in training mode: each
     evaluation of f would be one of another function. So the buffers of such modules are replaced by fresh copies
     before each call, and those that were there come back in the end, unchanged. Only modules that can be found from f
-    are treated so. No other thread may use them meanwhile.
+    are treated so: through closures, globals, containers, and attributes of objects. No other thread may use them
+    meanwhile.
     """
     owned = [
         (module._buffers, name, buffer)
@@ -48,27 +51,41 @@ def frozen(forward: Forward) -> Generator[Forward]:
 
 
 def _modules(f: Callable[..., Any]) -> list[Module]:
-    """The modules that f is, is bound to, closes over, or reads as globals."""
+    """The modules that f is, is bound to, closes over, or reads as globals, be it as a part of something else."""
     found: list[Module] = []
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}
     stack: list[Any] = [f]
-    while stack:
+    while stack and len(seen) < _MOST:
         value = stack.pop()
         if id(value) in seen:
             continue
-        seen.add(id(value))
+        seen[id(value)] = value
         if isinstance(value, Module):
             found.append(value)
-        elif isinstance(value, functools.partial):
-            stack += [value.func, *value.args, *value.keywords.values()]
-        elif isinstance(value, MethodType):
-            stack += [value.__self__, value.__func__]
-        elif isinstance(value, FunctionType):
-            stack += [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-            stack += [value.__globals__.get(name) for name in value.__code__.co_names]
-        elif isinstance(value, list | tuple):
-            stack += value
+        else:
+            stack += _parts(value)
     return found
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a function reads, or an object is made of."""
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, FunctionType):
+        names = value.__code__.co_names
+        read = [value.__globals__.get(name) for name in names]
+        of_namespaces = [vars(space).get(name) for space in read if isinstance(space, ModuleType) for name in names]
+        return [*(cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)), *read, *of_namespaces]
+    if isinstance(value, list | tuple):
+        return list(value[:_MOST])
+    if isinstance(value, dict):
+        return list(value.values())[:_MOST]
+    if isinstance(value, type | ModuleType | Tensor):
+        return []
+    attributes = getattr(value, "__dict__", None)
+    return list(attributes.values()) if isinstance(attributes, dict) else []
 
 
 def _is_filled(cell: Any) -> bool:
