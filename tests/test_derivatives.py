@@ -140,6 +140,16 @@ def test_known_dense_entries_give_the_same_derivatives() -> None:
     assert_close_orders(derivatives(y, inputs, 3), derivatives(problem.exact(*inputs), inputs, 3), 64)
 
 
+def test_the_log_determinant_of_an_empty_batch_has_a_graph() -> None:
+    """A training step with no events must not fail for want of a gradient."""
+    a = torch.eye(2, dtype=torch.float64, requires_grad=True)
+    solve = inverse(lambda y, a: y @ a.mT, lambda x, a: torch.linalg.solve(a, x.mT).mT, event_dim=1)
+    _, log_det = solve.with_log_det(torch.ones(0, 2, dtype=torch.float64), a)
+    log_det.sum().backward()
+    assert a.grad is not None
+    assert torch.equal(a.grad, torch.zeros_like(a))
+
+
 def test_implicit_function() -> None:
     """Kepler's equation as a condition, c(E, M, e) = E - e sin E - M = 0."""
 

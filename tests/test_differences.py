@@ -13,16 +13,16 @@ from torch import Tensor
 from backsolve import Diagonal, errors, inverse
 
 SEEDS = 10
+EPS = torch.finfo(torch.float64).eps
 
 
-def gradient(f: Callable[[Tensor], Tensor], y: Tensor, **options: Any) -> Tensor:
+def gradient(f: Callable[[Tensor], Tensor], y: Tensor, create_graph: bool = False, **options: Any) -> Tensor:
     """The gradient at a known y."""
     with torch.no_grad():
         x = f(y)
     leaf = x.clone().requires_grad_()
-    inverse(f, lambda _: y.clone(), **options)(leaf).sum().backward()
-    assert leaf.grad is not None
-    return leaf.grad
+    found = inverse(f, lambda _: y.clone(), **options)(leaf)
+    return torch.autograd.grad(found.sum(), leaf, create_graph=create_graph)[0]
 
 
 def gaussian(n: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -84,12 +84,22 @@ HONEST: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[int, torch.dtype],
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", HONEST)
-def test_no_honest_f_is_refused(name: str, dtype: torch.dtype) -> None:
+def test_no_honest_f_is_refused(name: str, dtype: torch.dtype, create_graph: bool) -> None:
     f, points = HONEST[name]
+    if create_graph and name == "noise":
+        f = HONEST["steps"][0]  # with a graph of its own a derivative needs an f that repeats itself
     for seed in range(SEEDS):
-        gradient(f, points(seed, dtype), on_failure="ignore")
+        gradient(f, points(seed, dtype), create_graph, on_failure="ignore")
+
+
+def test_what_oscillates_is_no_lie() -> None:
+    """Large steps agree on the mean slope, 1; the derivative is that of the smallest, which only some of them see."""
+    f, points = HONEST["oscillations"]
+    for seed in range(4 * SEEDS):
+        gradient(f, points(seed, torch.float32), on_failure="ignore")
 
 
 def test_an_f_that_raises_outside_its_domain_is_not_refused() -> None:
@@ -99,3 +109,82 @@ def test_an_f_that_raises_outside_its_domain_is_not_refused() -> None:
         return y * 2
 
     gradient(f, torch.ones(3, dtype=torch.float64))
+
+
+# ---- the derivative of J -------------------------------------------------------------------------------------------
+
+
+class ForgetsY(torch.autograd.Function):
+    """y + y^3, whose backward takes what it saved for constants: right once, without a second derivative."""
+
+    @staticmethod
+    def forward(y: Tensor) -> Tensor:
+        return y + y**3
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return grads[0] * (1 + 3 * y.detach() ** 2)
+
+
+class ForgetsBoth(torch.autograd.Function):
+    """w y in the same manner: what is lost is the mixed derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(y, w)
+        return w * y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        y, w = (t.detach() for t in ctx.saved_tensors)
+        return grads[0] * w, (grads[0] * y).sum()
+
+
+Y = gaussian(4, 0).abs() + 0.1
+
+
+def test_first_derivatives_of_a_forgetful_f_are_right() -> None:
+    torch.testing.assert_close(gradient(ForgetsY.apply, Y), 1 / (1 + 3 * Y**2), rtol=8 * EPS, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_lost_second_derivative_is_found(dtype: torch.dtype) -> None:
+    for seed in range(SEEDS):
+        with pytest.raises(errors.StructureError, match="second derivatives of f"):
+            gradient(ForgetsY.apply, gaussian(4, seed, dtype).abs() + 0.1, create_graph=True)
+
+
+def test_it_is_found_by_what_needs_it_at_first_order() -> None:
+    """The gradient of a log-determinant, of the Jacobian, and torch.func.grad twice."""
+    inv = inverse(lambda y: ForgetsY.apply(y), lambda _: Y.clone())
+    x = ForgetsY.apply(Y).requires_grad_()
+    for ask in (lambda: inv.with_log_det(x)[1], lambda: inv.jacobian(x)):
+        with pytest.raises(errors.StructureError, match="second derivatives of f"):
+            ask()
+    inv.with_log_det(x.detach())  # the value needs none
+    with pytest.raises(errors.StructureError, match="second derivatives of f"):
+        torch.func.grad(torch.func.grad(inverse(ForgetsY.apply, lambda _: Y[0].clone())))(x[0].detach())
+
+
+@pytest.mark.parametrize("closed_over", [False, True])
+def test_a_lost_mixed_derivative_is_found(closed_over: bool) -> None:
+    w = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    x = (2 * Y).requires_grad_()
+    if closed_over:
+        y = inverse(lambda y: ForgetsBoth.apply(y, w), lambda x: x / 2)(x)
+    else:
+        y = inverse(lambda y, w: ForgetsBoth.apply(y, w), lambda x, w: x / w)(x, w)
+    with pytest.raises(errors.StructureError, match="in all, along a random direction: 0 by autograd"):
+        torch.autograd.grad(y.sum(), w, create_graph=True)
+
+
+def test_known_entries_are_watched_in_the_place_of_j() -> None:
+    """The entries are differentiated, so a detach in them is a lost second derivative."""
+    with pytest.raises(errors.StructureError, match="second derivatives of f"):
+        gradient(lambda y: y + y**3, Y, True, jacobian=Diagonal(entries=lambda y: 1 + 3 * y.detach() ** 2))
+    gradient(lambda y: y.detach() + y.detach() ** 3, Y, True, jacobian=Diagonal(entries=lambda y: 1 + 3 * y**2))

@@ -193,6 +193,20 @@ def test_lu_solve_under_nested_vmap_is_wrong() -> None:
     still((found - expected).abs().max() > 0.1, "linalg/dense.py: torch's own lu_solve")
 
 
+@pytest.mark.parametrize("name", ["det", "slogdet", "solve"])
+def test_linalg_under_grad_of_jvp_is_wrong(name: str) -> None:
+    """Silently; the other order, jvp of grad, is right."""
+    ones = torch.ones(1, 1, dtype=torch.float64)
+    h = {
+        "det": torch.linalg.det,
+        "slogdet": lambda a: torch.linalg.slogdet(a)[1],
+        "solve": lambda a: torch.linalg.solve(a, ones)[0, 0],
+    }[name]
+    a = 2 * ones
+    wrong, right = grad(lambda a: jvp(h, (a,), (ones,))[1])(a), jvp(grad(h), (a,), (ones,))[1]
+    still((wrong - right).abs() > 0.1, "linalg/factored.py: torch's own slogdet and solve")
+
+
 def test_a_custom_op_has_no_func_grad_and_a_jvp_of_zero() -> None:
     with torch.library._scoped_library("backsolve_probe", "FRAGMENT"):
         sine = torch.library.custom_op("backsolve_probe::sine", lambda x: x.sin(), mutates_args=(), schema=SCHEMA)

@@ -63,7 +63,9 @@ a dense f, and for the other structures for vjp, jvp, vmap(grad) and `backward`.
   on_failure="ignore", verify=False`). At n = 1, as multiples of the eager call with its backward pass (123 µs): `grad`
   11, `jvp` 11, `vmap(grad)` 17; a hand-written autograd.Function that torch.func can transform takes 5, 3 and 7.
   `hessian` takes 10 times as long as two eager backward passes; that of a hand-written Function 7, of torch.asin 5.
-* **Autocast** is off while f runs: J in bfloat16 would be wrong by a percent.
+* **Autocast** is off while f runs: J in bfloat16 would be wrong by a percent. In a compiled function torch traces the
+  backward pass under the autocast of the call: gradients then have the two digits of bfloat16, as closed forms have.
+  Switch it off around the compiled function, not inside.
 
 ## Several processes
 

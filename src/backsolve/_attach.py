@@ -38,6 +38,7 @@ from backsolve.jacobians import (
     Jacobian,
     MatrixFreeAt,
     find_coupling,
+    find_false_curvature,
     find_false_derivative,
     find_wrong_entries,
 )
@@ -62,10 +63,10 @@ class Rule:
         dims = self.event_dim if self.jacobian.unit_dims is None else self.jacobian.unit_dims
         object.__setattr__(self, "unit_dims", dims)
 
-    def assemble(self, at: Linearization) -> Assembled:
-        """Assemble J, and verify its structure where that is due."""
+    def assemble(self, at: Linearization, *, differentiated: bool) -> Assembled:
+        """Assemble J, and verify its structure where that is due; and its derivative, if that may be asked for."""
         assembled = self.jacobian.assemble(at)
-        self._examine(at, assembled, self.verify and self._is_due(at.y, at.forward))
+        self._examine(at, assembled, self.verify and self._is_due(at.y, at.forward, differentiated), differentiated)
         return assembled
 
     def verify_if_due(self, y: Tensor, forward: Forward) -> None:
@@ -73,15 +74,17 @@ class Rule:
         due = self.verify and self._is_due(y, forward)
         if due or y.is_complex():
             at = linearize(forward, y)
-            self._examine(at, self.jacobian.assemble(at), due)
+            self._examine(at, self.jacobian.assemble(at), due, False)
 
-    def _examine(self, at: Linearization, assembled: Assembled, due: bool) -> None:
+    def _examine(self, at: Linearization, assembled: Assembled, due: bool, differentiated: bool) -> None:
         if at.y.is_complex():
             self._check_holomorphic(at)
         if due:
             self._verify(at, assembled)
+        if due and differentiated:
+            self._check_curvature(at)
 
-    def _is_due(self, y: Tensor, forward: Forward) -> bool:
+    def _is_due(self, y: Tensor, forward: Forward, differentiated: bool = False) -> bool:
         """Whether to probe: the first time for an event shape, dtype, device and pattern of batch dimensions of size 1.
 
         Then at the 2nd, 4th, 8th, ... and each 64th time: a coupling may be invisible at first, with weights that start
@@ -92,7 +95,7 @@ class Rule:
             return False
         shape = tuple(y.shape)
         units = len(shape) - self.unit_dims
-        key = (shape[units:], tuple(map((1).__lt__, shape[:units])), y.dtype, y.device)
+        key = (shape[units:], tuple(map((1).__lt__, shape[:units])), y.dtype, y.device, differentiated)
         times = self.verified[key] = self.verified.get(key, 0) + 1
         return not times & (times - 1) or not times % 64
 
@@ -149,18 +152,28 @@ class Rule:
     def _check_values(self, at: Linearization, assembled: Assembled) -> None:
         """Probe by finite differences that J is the derivative of the values of f."""
         false = find_false_derivative(at, assembled, self.unit_dims)
-        if false is None:
-            return
-        # If f is not what it was in the call (after torch.func.functional_call), J is right and cannot be probed.
-        half = torch.finfo(at.y.dtype).eps ** 0.5
-        scale = half * float(event_norm(at.value, at.value.dim()))
-        if torch.allclose(at.forward.value(at.y), at.value, rtol=half, atol=scale, equal_nan=True):
+        if false is not None and _is_as_in_the_call(at):
             raise errors.false_derivative(self.call, "event" if self.unit_dims else "element", *false)
+
+    @torch.no_grad()
+    def _check_curvature(self, at: Linearization) -> None:
+        """Probe by finite differences that the derivatives of f's gradients are those of their values."""
+        at = linearize(at.forward, at.y, to_y=True)
+        false = find_false_curvature(at, self.unit_dims)
+        if false is not None and _is_as_in_the_call(at):
+            raise errors.false_curvature(self.call, "event" if self.unit_dims else "element", *false)
+
+
+def _is_as_in_the_call(at: Linearization) -> bool:
+    """Whether f has not changed since: after torch.func.functional_call J is right, but cannot be probed any more."""
+    half = torch.finfo(at.y.dtype).eps ** 0.5
+    scale = half * float(event_norm(at.value, at.value.dim()))
+    return torch.allclose(at.forward.value(at.y), at.value, rtol=half, atol=scale, equal_nan=True)
 
 
 def vjp(v: Tensor, rule: Rule, at: Linearization, wanted: Sequence[bool]) -> Gradients:
     """Pull v back to x and to the inputs of f: `w = J^-T v` and `-f_p^T w`."""
-    assembled = rule.assemble(at)
+    assembled = rule.assemble(at, differentiated=torch.is_grad_enabled())
     w = assembled.solve_transposed(v)
     if torch.is_grad_enabled() and isinstance(assembled, MatrixFreeAt):
         w = _attach_transposed(rule, assembled.transposed_structure(), at, w, v)

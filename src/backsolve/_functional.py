@@ -26,7 +26,14 @@ from backsolve._linearize import Forward, check_value, linearize
 from backsolve._mapped_solver import solve_mapped
 from backsolve._solution import Check, spoil
 from backsolve._solve import Problem, judge
-from backsolve._torch import GradMode, alive, apply_under_transforms, tangents_of_tangents, without_autocast
+from backsolve._torch import (
+    GradMode,
+    alive,
+    apply_under_transforms,
+    depth_of_transforms,
+    tangents_of_tangents,
+    without_autocast,
+)
 from backsolve.jacobians import Assembled
 from backsolve.solvers.base import Found
 
@@ -110,7 +117,7 @@ class Functional:
     def pull_many(self, vs: Tensor) -> Tensor:
         """`J^T v` for a stack of cotangents."""
         if not vs.numel():
-            return vs
+            return vs + self.pull(vs.sum(0))  # with a graph, if there is one
 
         def pull(v: Tensor) -> Tensor:  # vmap asks for the repr of what it maps, and that of a method is not traceable
             return self.pull(v)
@@ -160,6 +167,7 @@ def _examine(rule: Rule, forward: Mapped, y: Tensor, z: Tensor | None, inputs: S
         inputs: those of f.
     """
     n = 1 if z is None else 2
+    twice = depth_of_transforms() > 1
 
     def run(plain: Sequence[Tensor], mapping: Mapping) -> Outputs:
         y, inputs = mapping.fill(plain[0], 0), plain[n:]
@@ -172,7 +180,7 @@ def _examine(rule: Rule, forward: Mapped, y: Tensor, z: Tensor | None, inputs: S
                 raise errors.untraceable(
                     rule.call, f"a tensor that only autograd sees, {errors.describe(at.captures[0].tensor)}"
                 )
-            assembled = rule.assemble(at).formed("a transform of torch")
+            assembled = rule.assemble(at, differentiated=twice).formed("a transform of torch")
             failed = None if rule.on_failure == "ignore" else assembled.singular()
             if failed is None:
                 return [None]

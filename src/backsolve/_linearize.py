@@ -156,7 +156,7 @@ class Linearization:
         if not self.depends_on_y:
             raise errors.no_dependence(self.forward.model.call)
         if not vs.numel():
-            return vs
+            return vs + self.pull(vs.sum(0))  # with a graph, if there is one
         try:
             result = pull_back_many(self._output, self.y, vs)
         except torch.OutOfMemoryError:

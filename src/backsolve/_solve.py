@@ -30,6 +30,7 @@ from backsolve._solution import (
 from backsolve._torch import (
     GradMode,
     is_torch_function,
+    is_traced,
     owns_its_memory,
     versions,
     without_autocast,
@@ -115,7 +116,7 @@ class Solved:
             at = linearize_connected(self.forward, self.y)
             if self.value is not None:  # f is evaluated later than in the call, which may be much later
                 check_value(at, torch.where(self.y.isnan(), at.value, self.value))
-            assembled = rule.assemble(at)
+            assembled = rule.assemble(at, differentiated=self.y.requires_grad)
             result = rule.spoil_singular(assembled, make(assembled), trailing_dims)
         if self.check is not None and rule.on_failure == "nan":
             result = spoil(self.check.failed, trailing_dims, result)
@@ -158,6 +159,8 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
 
 def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward: Forward) -> Found:
     """Call g on detached tensors, without a graph, and make sure that what it returns can be y; or solve with f."""
+    if is_traced():
+        raise errors.traced(problem.call)
     if problem.numerical:
         if x is not None and x.is_complex():
             raise errors.complex_bracket(problem.call, problem.solver)

@@ -185,6 +185,11 @@ def active_transform() -> str | None:
     return None
 
 
+def is_traced() -> bool:
+    """Whether torch.jit.trace or make_fx is recording: what g computes elsewhere would become a constant."""
+    return _C._get_tracing_state() is not None or _C._get_dispatch_mode(_C._TorchDispatchModeKey.PROXY) is not None
+
+
 active_transform.__dict__["_dynamo_marked_constant"] = True  # torch.compiler.assume_constant_result imports dynamo
 
 

@@ -163,6 +163,19 @@ def mixed_devices(call: str, x: Any, other: Any) -> ArgumentError:
     )
 
 
+def traced(call: str) -> TransformError:
+    """torch.jit.trace or make_fx would record y as a constant."""
+    return TransformError(
+        document(
+            call,
+            "a tracer is recording.",
+            expected="an eager call, torch.compile, or torch.export",
+            got="torch.jit.trace or make_fx: they would record what g returns and what the tests decide as constants",
+            remedy="use torch.compile or torch.export, or trace the parts around the call",
+        )
+    )
+
+
 NOT_COMPILED = (
     "backsolve: what returns a verdict (Inverse.solve), and what has a y whose shape does not follow from that of x "
     "(implicit functions, gauges and subspaces with event_dim > 0) is not compiled; compile without fullgraph=True"
@@ -556,6 +569,25 @@ def false_derivative(
             "differences",
             remedy="let no part of f that depends on y go through .detach(), .data, .item(), NumPy, torch.no_grad(), a "
             "hook or a wrong backward; if large terms cancel in f, use float64; verify=False trusts J",
+        )
+    )
+
+
+def false_curvature(
+    call: str, noun: str, index: tuple[int, ...], by_autograd: float, by_values: float
+) -> StructureError:
+    """The gradients of f do not change as their own derivative says."""
+    place = f"in {noun} {index}" if index else "in all"
+    return StructureError(
+        document(
+            call,
+            "the second derivatives of f are not those of its first derivatives.",
+            expected="J(y + h t) - J(y - h t) to be 2 h times the derivative of J along t for small h, and df/dp alike",
+            got=f"{place}, along a random direction: {by_autograd:.6g} by autograd, {by_values:.6g} by finite "
+            "differences",
+            remedy="some operation in f has a backward that is not differentiable (a Function that detaches what it "
+            "saved, once_differentiable, torch.cond): rewrite it, or take first derivatives only, without "
+            "create_graph; verify=False trusts f",
         )
     )
 

@@ -74,6 +74,28 @@ def under_autocast(y: Tensor, w: Tensor) -> Tensor:
         return cubic(y, w)
 
 
+def choosing(y: Tensor, w: Tensor) -> Tensor:
+    """In torch 2.13 the gradient of torch.cond has no graph: a second derivative is refused, as that of `Forgetful`."""
+    return torch.cond(w > 0, cubic, lambda y, w: w * y, (y, w))
+
+
+def scripted(y: Tensor, w: Tensor) -> Tensor:
+    return w * (y + y**3)
+
+
+class Counted(torch.nn.Module):
+    """A buffer that every call moves, and that does not matter."""
+
+    def __init__(self, w: Tensor) -> None:
+        super().__init__()
+        self.w = w
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, y: Tensor) -> Tensor:
+        self.calls += 1
+        return cubic(y, self.w)
+
+
 def safe_where(y: Tensor, w: Tensor) -> Tensor:
     """Both branches safe on both sides."""
     inside = torch.where(y > 0, y, 1.0)
@@ -166,6 +188,11 @@ RIGHT: dict[str, Callable[[], Pairs]] = {
     "loops": with_f(until_it_converges),
     "enables grad": with_f(lambda y, w: torch.enable_grad()(cubic)(y, w)),
     "has its own autocast, in float64": with_f(under_autocast),
+    "chooses by torch.cond, once": with_f(choosing, order=1),
+    "is compiled": with_f(torch.compile(cubic, backend="aot_eager"), order=1),
+    "is scripted": with_f(torch.jit.script(scripted)),
+    "counts its calls in a buffer": closing(Counted),
+    "closes over a weight and a function of it": closing(lambda w: lambda y, v=w * 1.0: w * y + v * y**3),
     "branches by a safe where": with_f(safe_where),
     "is checkpointed": with_f(lambda y, w: checkpoint(cubic, y, w, use_reentrant=False)),
     "saves its tensors elsewhere": with_f(on_cpu),
@@ -215,6 +242,36 @@ class Lying(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         return grads[0] * (1 + 2 * ctx.saved_tensors[0])
+
+
+class Forgetful(torch.autograd.Function):
+    """y + y^3, whose derivative is right, and is itself a constant to autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        return y + y**3
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return grads[0] * (1 + 3 * y.detach() ** 2)
+
+
+class Drifting(torch.nn.Module):
+    """Its scale grows by 1e-9 at each call, as a running average does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", W.clone())
+
+    def forward(self, y: Tensor) -> Tensor:
+        self.scale *= 1 + 1e-9
+        return cubic(y, self.scale)
+
+
+def drifting() -> Pairs:
+    return compare(inverse(Drifting(), lambda x: cubic_root(x, W)), lambda x: cubic_root(x, W), X)
 
 
 def unfaithful(f: Any, **options: Any) -> Callable[[], Pairs]:
@@ -321,6 +378,11 @@ REFUSED: dict[str, tuple[Callable[[], Pairs], type[Exception]]] = {
     "couples by 1e-6": (
         coupled(lambda y: y + 1e-6 * y.mean(), lambda x: x - 1e-6 * x.mean() / (1 + 1e-6)), errors.StructureError
     ),
+    "has no second derivative": (
+        lambda: compare(inverse(lambda y: 2 * Forgetful.apply(y), BLACK_BOX), lambda x: cubic_root(x), X),
+        errors.StructureError,
+    ),
+    "moves a buffer that it reads": (drifting, RuntimeError),  # torch's own: changed in place
     "does not use y": (unfaithful(lambda y: torch.ones_like(y)), errors.BacksolveError),
     "changes y in place": (unfaithful(lambda y: y.mul_(2.0)), RuntimeError),
     "is checkpointed with reentry": (

@@ -155,6 +155,66 @@ def tagged() -> list[tuple[Tensor, Tensor]]:
     return [(a.as_subclass(Tensor), b.as_subclass(Tensor)) for a, b in compare(PLAIN, cubic_root, x, W, order=1)]
 
 
+def lazily_negative() -> Tensor:
+    """The imaginary part of a conjugate: a view whose sign is a flag, which NumPy cannot read."""
+    x = torch.complex(X, -X).conj().imag
+    assert x.is_neg()
+    return x
+
+
+def without_history(make: Callable[[], Tensor]) -> Any:
+    """A tensor of inference mode in the place of x, and a param that is trained."""
+
+    def run() -> list[tuple[Tensor, Tensor]]:
+        with torch.inference_mode():
+            x = make()
+        return compare(lambda w: PLAIN(x, w), lambda w: cubic_root(X, w), W)
+
+    return run
+
+
+def inference_param() -> list[tuple[Tensor, Tensor]]:
+    """torch saves no such tensor for a backward pass."""
+    with torch.inference_mode():
+        w = W.clone()
+    return compare(lambda x: PLAIN(x, w), lambda x: cubic_root(x, W), X)
+
+
+class Plain:
+    """Holds a tensor, and is no pytree."""
+
+    def __init__(self, w: Tensor) -> None:
+        self.w = w
+
+
+def in_an_object() -> list[tuple[Tensor, Tensor]]:
+    inv = inverse(lambda y, o: cubic(y, o.w), lambda x, o: cubic_root(x, o.w.detach()))
+    return compare(lambda x, w: inv(x, Plain(w)), cubic_root, X, W)
+
+
+def no_tensor(value: Any) -> Any:
+    inv = inverse(lambda y, w: cubic(y, float(w)), lambda x, w: cubic_root(x, float(w)))
+    return lambda: compare(lambda x: inv(x, value), lambda x: cubic_root(x, 1.5), X)
+
+
+def param_and_closure() -> list[tuple[Tensor, Tensor]]:
+    """One tensor as a param and, unseen, inside f: its gradient has both parts."""
+
+    def actual(x: Tensor, w: Tensor) -> Tensor:
+        return inverse(lambda y, p: p * y + w * y**3, lambda x, p: cubic_root(x, p))(x, w)
+
+    return compare(actual, cubic_root, X, W, order=3)
+
+
+def x_and_closure() -> list[tuple[Tensor, Tensor]]:
+    """f reads x itself."""
+
+    def actual(x: Tensor, w: Tensor) -> Tensor:
+        return inverse(lambda y, w: cubic(y, w) + x / 2, lambda x, w: cubic_root(x / 2, w))(x, w)
+
+    return compare(actual, lambda x, w: cubic_root(x / 2, w), X, W, order=3)
+
+
 def compressed() -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Sparse CSR tensor support is in beta state"
@@ -180,6 +240,8 @@ RIGHT: dict[str, Any] = {
     **{f"x: {dtype}": low_precision(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32)},
     "x: a Parameter": lambda: compare(lambda x: PLAIN(x, W), lambda x: cubic_root(x, W), torch.nn.Parameter(X)),
     "x: a subclass of Tensor": tagged,
+    "x: lazily negative": lambda: compare(PLAIN, cubic_root, lazily_negative(), W),
+    "x: made in inference mode": without_history(X.clone),
     "x: zeros, subnormal and huge": special_values,
     "x: infinite, and rightly so": infinite,
     "param: larger than x": plain(X, tensor(1.0, 2.0)[:, None]),
@@ -191,6 +253,11 @@ RIGHT: dict[str, Any] = {
     "param: an empty batch of matrices": linear(X, matrices(0, 3, 3)),
     "param: frozen": frozen,
     "param: without derivative in torch, frozen": without_derivative(wanted=False),
+    "param: inside an object": in_an_object,
+    "param: a Python number": no_tensor(1.5),
+    "param: a NumPy array": no_tensor(np.array(1.5)),
+    "param: closed over, too": param_and_closure,
+    "param: x, closed over": x_and_closure,
     "param: used twice": lambda: twice(X, W),
     "param: a view of the tensor of which x is one": aliases,
     "param: x itself": itself,
@@ -206,6 +273,7 @@ REFUSED: dict[str, tuple[Any, type[Exception]]] = {
     "param: on the meta device": (
         lambda: compare(PLAIN, cubic_root, X, torch.empty(3, device="meta")), errors.ArgumentError
     ),
+    "param: made in inference mode": (inference_param, RuntimeError),  # torch's own
     "param: that does not broadcast": (plain(X, tensor(1.0, 2.0)), ValueError),  # NumPy's own, out of g
     "param: without derivative in torch, wanted": (without_derivative(wanted=True), NotImplementedError),  # torch's own
 }  # fmt: skip

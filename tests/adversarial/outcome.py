@@ -68,16 +68,23 @@ def difference(actual: Tensor, exact: Tensor, size: float = 0.0) -> str:
     return "" if bool((off <= rtol * scale.clamp(min=size)).all()) else f"{actual.tolist()} for {exact.tolist()}"
 
 
-def derivatives(function: Function, *inputs: Tensor, order: int = 2, weigh: bool = True) -> list[Tensor]:
-    """The value, and the gradients by all inputs of weighted sums, up to an order."""
+def derivatives(function: Function, *inputs: Tensor, order: int = 2) -> list[Tensor]:
+    """The value, and the gradients by all inputs of weighted sums, up to an order.
+
+    The first ones twice, without a graph and with one: these are two ways through the code.
+    """
     leaves = [t.detach().requires_grad_() for t in inputs]
     results = [function(*leaves)]
     found = list(results)
-    for _ in range(order):
-        total = sum((weights(t) * t if weigh else t).sum() for t in results)
-        grads = torch.autograd.grad(total, leaves, create_graph=True, allow_unused=True)
-        results = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, leaves, strict=True)]
-        found += results
+    for create_graph in [False] * (order > 0) + [True] * (order if order > 1 else 0):
+        total = sum((weights(t) * t).sum() for t in results)
+        grads: Sequence[Tensor | None] = [None] * len(leaves)
+        if total.requires_grad:
+            grads = torch.autograd.grad(total, leaves, retain_graph=True, create_graph=create_graph, allow_unused=True)
+        grads = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, leaves, strict=True)]
+        found += grads
+        if create_graph:
+            results = grads
     return found
 
 

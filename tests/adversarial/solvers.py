@@ -77,6 +77,21 @@ def one_buffer() -> Pairs:
     return compare(twice(inv), twice(cubic_root), X, W)
 
 
+def view_of_x() -> Pairs:
+    """y must stay what it is if the caller then writes into x."""
+
+    def run(function: Any) -> Any:
+        def changed(x: Tensor) -> Tensor:
+            x = x * 1
+            y = function(x)
+            x.mul_(3)
+            return y * y
+
+        return changed
+
+    return compare(run(inverse(lambda y: 1 * y, lambda x: x[:])), run(lambda x: 1 * x), X)
+
+
 def inverse_inside(x: Tensor, w: Tensor) -> Tensor:
     """g that is itself made of an Inverse, called and differentiated."""
     with torch.enable_grad():
@@ -132,6 +147,7 @@ RIGHT: dict[str, Callable[[], Pairs]] = {
     "runs an optimiser": with_g(optimised, refine=2),
     "returns a y with a graph": with_g(lambda x, w: torch.enable_grad()(cubic_root)(x.requires_grad_(), w)),
     "returns a non-contiguous y": with_g(lambda x, w: torch.stack([cubic_root(x, w)] * 2, -1)[..., 0]),
+    "returns a view of x": view_of_x,
     "returns an expanded y": lambda: compare(
         inverse(cubic, lambda x, w: cubic_root(x[:1], w).expand(3)), cubic_root, X[:1].expand(3), W
     ),

@@ -1,4 +1,4 @@
-"""Hostile surroundings: hooks, checkpoints, threads, processes, modes, Inverses inside each other."""
+"""Hostile surroundings: Inverses inside each other, threads, processes, copies, graphs that are used up."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
 
 from backsolve import errors, implicit_function, inverse
 from tests.adversarial.outcome import BLACK_BOX, Case, W, X, compare, cubic, cubic_root, derivatives, tensor
@@ -85,61 +83,6 @@ def same_output_twice(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-# ---- hooks and modes -----------------------------------------------------------------------------------------------
-
-
-def hooked() -> Pairs:
-    """Hooks on x, w and y see each gradient once, and may change it."""
-
-    def run(function: Any) -> list[Tensor]:
-        x, w = X.clone().requires_grad_(), W.clone().requires_grad_()
-        seen: dict[str, list[Tensor]] = {name: [] for name in ("x", "w", "y", "after")}
-        x.register_hook(seen["x"].append)
-        w.register_hook(lambda v: seen["w"].append(v) or 3 * v)
-        y = function(x, w)
-        y.register_hook(lambda v: seen["y"].append(v) or 2 * v)
-        y.retain_grad()
-        x.register_post_accumulate_grad_hook(lambda t: seen["after"].append(t.grad))
-        (y**2).sum().backward()
-        assert all(len(grads) == 1 for grads in seen.values())
-        return [*(v for grads in seen.values() for v in grads), x.grad, w.grad, y.grad]  # type: ignore[list-item]
-
-    return list(zip(run(PLAIN), run(cubic_root), strict=True))
-
-
-def moved_while_saved(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Saved tensors leave as bytes and come back as other objects."""
-
-    def run(x: Tensor, w: Tensor) -> Tensor:
-        with saved_tensors_hooks(
-            lambda t: (t.dtype, t.detach().numpy().copy()), lambda p: torch.from_numpy(p[1]).to(p[0])
-        ):
-            return function(x, w)
-
-    return run
-
-
-def on_cpu(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def run(x: Tensor, w: Tensor) -> Tensor:
-        with save_on_cpu():
-            return function(x, w)
-
-    return run
-
-
-def checkpointed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda x, w: checkpoint(lambda x, w: function(x, w) ** 2, x, w, use_reentrant=False)
-
-
-def checkpointed_with_reentry() -> Pairs:
-    def run(function: Any) -> list[Tensor]:
-        x, w = X.clone().requires_grad_(), W.clone().requires_grad_()
-        checkpoint(lambda x, w: function(x, w) ** 2, x, w, use_reentrant=True).sum().backward()
-        return [x.grad, w.grad]  # type: ignore[list-item]
-
-    return list(zip(run(PLAIN), run(cubic_root), strict=True))
-
-
 def accumulated() -> Pairs:
     """Two backward passes add up in .grad, the first through a graph that is kept."""
 
@@ -151,48 +94,6 @@ def accumulated() -> Pairs:
         return [x.grad, w.grad]  # type: ignore[list-item]
 
     return list(zip(run(PLAIN), run(cubic_root), strict=True))
-
-
-def with_anomaly_mode() -> Pairs:
-    with torch.autograd.set_detect_anomaly(True, check_nan=True):
-        return compare(PLAIN, cubic_root, X, W)
-
-
-def with_deterministic_algorithms() -> Pairs:
-    torch.use_deterministic_algorithms(True)
-    try:
-        return compare(PLAIN, cubic_root, X, W)
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def under_device_and_dtype() -> Pairs:
-    torch.set_default_dtype(torch.float64)
-    try:
-        with torch.device("cpu"):
-            return compare(PLAIN, cubic_root, X, W)
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-def jacobians() -> Pairs:
-    """torch.autograd's own helpers, vectorised and not."""
-    pairs = []
-    for vectorize in (False, True):
-        ours, exact = (
-            torch.autograd.functional.jacobian(lambda x, f=f: f(x, W), X, vectorize=vectorize)
-            for f in (PLAIN, cubic_root)
-        )
-        pairs.append((ours, exact))
-    ours, exact = (torch.autograd.functional.hessian(lambda x, f=f: f(x, W).sum(), X) for f in (PLAIN, cubic_root))
-    return [*pairs, (ours, exact)]
-
-
-def by_gradcheck() -> Pairs:
-    x, w = X.clone().requires_grad_(), W.clone().requires_grad_()
-    assert torch.autograd.gradcheck(PLAIN, (x, w))
-    assert torch.autograd.gradgradcheck(PLAIN, (x, w))
-    return compare(PLAIN, cubic_root, X, W)
 
 
 # ---- threads and processes -----------------------------------------------------------------------------------------
@@ -263,17 +164,7 @@ RIGHT: dict[str, Callable[[], Pairs]] = {
     "a double backward through a sum of many": changed(sum_of_many),
     "one output used several times": changed(same_output_twice),
     "third derivatives": changed(lambda f: f, order=3),
-    "hooks": hooked,
-    "saved tensors that come back as others": changed(moved_while_saved, order=1),
-    "saved tensors on the CPU": changed(on_cpu),
-    "a checkpoint": changed(checkpointed),
-    "a checkpoint with reentry": checkpointed_with_reentry,
     "two backward passes": accumulated,
-    "anomaly mode": with_anomaly_mode,
-    "deterministic algorithms": with_deterministic_algorithms,
-    "default dtype and device": under_device_and_dtype,
-    "torch.autograd.functional": jacobians,
-    "gradcheck and gradgradcheck": by_gradcheck,
     "threads": in_threads,
     "backward in other threads": backward_in_other_threads,
     "a fork": after_a_fork,

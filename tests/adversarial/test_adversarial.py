@@ -6,11 +6,12 @@ import pytest
 
 from tests.adversarial.forwards import FORWARDS
 from tests.adversarial.inputs import INPUTS
+from tests.adversarial.modes import MODES
 from tests.adversarial.outcome import Case, outcome
 from tests.adversarial.solvers import SOLVERS
 from tests.adversarial.surroundings import SURROUNDINGS
 
-CASES = [*INPUTS, *FORWARDS, *SOLVERS, *SURROUNDINGS]
+CASES = [*INPUTS, *FORWARDS, *SOLVERS, *MODES, *SURROUNDINGS]
 ENDED: dict[str, str] = {}
 
 

@@ -490,8 +490,8 @@ MUTANTS = (
     Mutant(
         name="transforms: J as products is not tested for singularity",
         file="backsolve/_functional.py",
-        old='assembled = rule.assemble(at).formed("a transform of torch")',
-        new="assembled = rule.assemble(at)",
+        old='assembled = rule.assemble(at, differentiated=twice).formed("a transform of torch")',
+        new="assembled = rule.assemble(at, differentiated=twice)",
         tests=("tests/test_krylov_choices.py::test_a_singular_event_is_found_under_torch_func",),
     ),
     Mutant(
@@ -525,6 +525,51 @@ MUTANTS = (
             "tests/adversarial/test_adversarial.py::test_case[f couples by a detached mean]",
             "tests/test_differences.py::test_what_autograd_does_not_see_is_found",
         ),
+    ),
+    Mutant(
+        name="the derivative of J is not compared with the values of J",
+        file="backsolve/_attach.py",
+        old="false = find_false_curvature(at, self.unit_dims)",
+        new="false = None",
+        tests=(
+            "tests/test_differences.py::test_a_lost_second_derivative_is_found",
+            "tests/adversarial/test_adversarial.py::test_case[f has no second derivative]",
+        ),
+    ),
+    Mutant(
+        name="a lost mixed derivative passes",
+        file="backsolve/jacobians/differences.py",
+        old="return _contradiction(at.y, by_y) or _contradiction(at.y, by_inputs)",
+        new="return _contradiction(at.y, by_y)",
+        tests=("tests/test_differences.py::test_a_lost_mixed_derivative_is_found",),
+    ),
+    Mutant(
+        name="an oscillation passes for a false derivative",
+        file="backsolve/jacobians/differences.py",
+        old="lasting = (agreed & ~torch.stack([s[k + 3 :].any(0) for k, s in enumerate(strays)])).any(0)",
+        new="lasting = agreed.any(0)",
+        tests=("tests/test_differences.py::test_what_oscillates_is_no_lie",),
+    ),
+    Mutant(
+        name="a tracer records y as a constant",
+        file="backsolve/_solve.py",
+        old="    if is_traced():\n",
+        new="    if False:\n",
+        tests=("tests/adversarial/test_adversarial.py::test_case[around: make_fx]",),
+    ),
+    Mutant(
+        name="compiled: log|det J| by torch's slogdet",
+        file="backsolve/linalg/factored.py",
+        old="return lu.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)",
+        new="return torch.linalg.slogdet(self.structure.matrix(self.entries))[1]",
+        tests=("tests/test_compiled.py::test_second_derivatives_of_a_log_determinant",),
+    ),
+    Mutant(
+        name="the log-determinant of an empty batch has no graph",
+        file="backsolve/_linearize.py",
+        old="return vs + self.pull(vs.sum(0))",
+        new="return vs",
+        tests=("tests/test_derivatives.py::test_the_log_determinant_of_an_empty_batch_has_a_graph",),
     ),
     Mutant(
         name="noise passes for a false derivative",

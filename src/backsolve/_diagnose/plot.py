@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,7 +84,7 @@ def _histogram(axes: Any, values: dict[str, Tensor], what: str) -> None:
     axes.hist(
         [t.cpu().numpy() for t in decades.values()], bins=edges, stacked=True, label=list(decades), edgecolor="white"
     )
-    shown = edges[:: max(1, len(edges) // 8)]
+    shown = edges[:: math.ceil(len(edges) / 6)]
     axes.set_xticks(shown, ["0" if e <= -18 else f"1e{e}" for e in shown])
     axes.set_ylabel(f"number of {what}")
     axes.legend(fontsize=8)

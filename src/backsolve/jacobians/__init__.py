@@ -5,7 +5,7 @@ from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.default import Default
 from backsolve.jacobians.dense import Dense
 from backsolve.jacobians.diagonal import Diagonal
-from backsolve.jacobians.differences import find_false_derivative
+from backsolve.jacobians.differences import find_false_curvature, find_false_derivative
 from backsolve.jacobians.equations import Constrained, Equations, LowerTriangular, MinimumNorm, Symmetric
 from backsolve.jacobians.matrix_free import MatrixFree, MatrixFreeAt
 from backsolve.jacobians.probe import find_coupling, find_wrong_entries
@@ -28,6 +28,7 @@ __all__ = [
     "Symmetric",
     "Triangular",
     "find_coupling",
+    "find_false_curvature",
     "find_false_derivative",
     "find_wrong_entries",
 ]

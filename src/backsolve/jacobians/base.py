@@ -7,7 +7,7 @@ numbers at one y), export it, and add it to the table of problems in the tests.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -22,6 +22,7 @@ class Linearized(Protocol):
     """What a structure may ask of f at one y. With grad mode on, everything here is differentiable."""
 
     y: Tensor  # (*batch, *event)
+    inputs: Sequence[Tensor]  # the params' tensors, and what f closes over
     event_dim: int
     implicit: bool  # whether f(y) is 0 by definition, so that its size says nothing
     transformed: bool  # whether products come from torch.func, and tensors may be wrapped
@@ -38,6 +39,10 @@ class Linearized(Protocol):
 
     def pull_many(self, vs: Tensor) -> Tensor:
         """`J^T v` for a stack of cotangents, shape `(k, *batch, *event)`."""
+        ...
+
+    def pull_inputs(self, v: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+        """`f_p^T v` for the inputs that are wanted, None for the others and for those that f does not use."""
         ...
 
     def moved(self, y: Tensor) -> Linearized:

@@ -1,13 +1,16 @@
-"""A witness that autograd's J is the derivative of the values of f.
+"""A witness that autograd's J is the derivative of the values of f, and the derivative of J that of the values of J.
 
 A `.detach()` on y, a no_grad, a way through NumPy, a hook, a cache or a Function with a wrong backward make it another
 one, and every gradient wrong without a word. Two evaluations of f settle the common case. Only if they disagree with J
 are tables of ever smaller steps made, in some directions; a unit is convicted if in most of them no step agrees with J,
-and three in a row agree with each other. Kinks, steps and oscillations agree with J once the step
-is small; rounding noise agrees with nothing, nor with itself; at the end of its domain f raises or is NaN.
+and three in a row agree with each other, and smaller ones with them, up to noise. Kinks, steps and oscillations agree
+with J once the step is small; rounding noise agrees with nothing, nor with itself; at the end of its domain f raises or
+is NaN.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,12 +21,14 @@ from backsolve.jacobians.base import Assembled, Linearized
 _STEPS = 4.0 ** -torch.arange(6, dtype=torch.float64)  # relative to the first
 _SAME = 0.05  # how much a difference may change from step to step, relative to itself
 _NOISE = 30.0  # how far a difference must stand above the noise of the values
+_DRIFT = 2.0  # how many times that noise a difference of smaller steps may be off
 _DIRECTIONS, _ENOUGH = 5, 3  # a coupling may vanish along some of them
 
+Contradiction = tuple[tuple[int, ...], float, float]
+"""The index of the first unit where two slopes differ, the one that autograd gave, and that of the values."""
 
-def find_false_derivative(
-    at: Linearized, assembled: Assembled, unit_dims: int
-) -> tuple[tuple[int, ...], float, float] | None:
+
+def find_false_derivative(at: Linearized, assembled: Assembled, unit_dims: int) -> Contradiction | None:
     """Compare the slope of `u . f(y)` along a direction t, of its values, with `J^T u . t`.
 
     Differences below a quarter of the digits are not looked for.
@@ -32,66 +37,130 @@ def find_false_derivative(
         at: f at y.
         assembled: J.
         unit_dims: the number of rightmost dimensions that form one unit; 0: each element.
-
-    Returns:
-        The index of the first unit where they differ, and both slopes there, by J and by values; None if there is none.
     """
-    eps = torch.finfo(at.y.dtype).eps
-    if not at.y.numel() or at.y.is_complex() or eps > 1e-4:  # 16 bits are too few for differences
+
+    def line(number: int) -> _Line:
+        u, _, t = _directions(at.y, number)
+        return _Line(lambda y: u * at.moved(y).value, u * at.value, assembled.transposed_times(u), t, unit_dims, number)
+
+    return _contradiction(at.y, line)
+
+
+def find_false_curvature(at: Linearized, unit_dims: int) -> Contradiction | None:
+    """The same for the gradients that f has, `J^T v` and `f_p^T v`: do they change with y as autograd says?
+
+    A backward that is not differentiable loses a term of every second derivative: `torch.cond` has one, as has a
+    Function that detaches what it saved.
+    """
+
+    def by_y(number: int) -> _Line:
+        u, v, t = _directions(at.y, number)
+
+        def products(at: Linearized) -> Tensor:
+            return u * (at.pull(v) if at.known is None else _folded(at.known, u.dim()))
+
+        return _Line(lambda y: products(at.moved(y)), *_differentiated(at, products), t, unit_dims, number)
+
+    def by_inputs(number: int) -> _Line:
+        _, v, t = _directions(at.y, number)
+
+        def total(at: Linearized) -> Tensor:
+            pulled = [p for p in at.pull_inputs(v, [True] * len(at.inputs)) if p is not None]
+            return torch.stack([(gaussian_like(p) * p).sum() for p in pulled]).sum() if pulled else at.y.new_zeros(())
+
+        return _Line(lambda y: total(at.moved(y)), *_differentiated(at, total), t, at.y.dim(), number)
+
+    return _contradiction(at.y, by_y) or _contradiction(at.y, by_inputs)
+
+
+def _differentiated(at: Linearized, function: Callable[[Linearized], Tensor]) -> tuple[Tensor, Tensor]:
+    """A function of f at y, and the gradient by y of its sum."""
+    with torch.enable_grad():
+        value = function(at)
+        slope = torch.autograd.grad(value.sum(), at.y, allow_unused=True)[0] if value.requires_grad else None
+    return value.detach(), torch.zeros_like(at.y) if slope is None else slope
+
+
+def _folded(entries: Tensor, dims: int) -> Tensor:
+    """A weighted sum of the entries of J over the dimensions that they have more than y."""
+    return (gaussian_like(entries) * entries).flatten(dims).sum(-1) if entries.dim() > dims else entries
+
+
+def _contradiction(y: Tensor, line: Callable[[int], _Line]) -> Contradiction | None:
+    eps = torch.finfo(y.dtype).eps
+    if not y.numel() or y.is_complex() or eps > 1e-4:  # 16 bits are too few for differences
         return None
-    first = _Line(at, assembled, unit_dims, 0)
     try:
+        first = line(0)
         step = eps ** (1 / 3)  # balances rounding and curvature
-        slope = (first.value(step) - first.value(-step)) / (2 * step)
-        if not ((slope - first.by_jacobian).abs() > first.noticed + first.noise / step).any():  # NaN compares false
+        slope = (first.value(y, step) - first.value(y, -step)) / (2 * step)
+        if not ((slope - first.by_autograd).abs() > first.noticed + first.noise / step).any():  # NaN compares false
             return None
-        slope, false = first.convict()
-        others = [_Line(at, assembled, unit_dims, number).convict()[1] for number in range(1, _DIRECTIONS)]
+        slope, false = first.convict(y)
+        others = [line(number).convict(y)[1] for number in range(1, _DIRECTIONS)]
         false = torch.stack([false, *others]).sum(0) >= _ENOUGH
     except Exception:  # noqa: BLE001 (outside its domain f may raise whatever it likes)
         return None
     if not false.any():
         return None
     index = tuple(int(i) for i in false.nonzero()[0])
-    return index, first.by_jacobian[index].item(), slope[index].item()
+    return index, first.by_autograd[index].item(), slope[index].item()
+
+
+def _directions(y: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Two Gaussian cotangents, and one of some directions in which to move y."""
+    *directions, v, u = gaussian_like(y.detach().expand(_DIRECTIONS + 2, *y.shape))
+    t = directions[number]
+    return u, v, torch.copysign(t.abs().clamp(min=0.5), t) * _size(y.detach())  # no step drowns in rounding
 
 
 class _Line:
-    """`u . f` along a line through y, for each unit."""
+    """A function of y along a line, summed over each unit.
 
-    def __init__(self, at: Linearized, assembled: Assembled, unit_dims: int, number: int) -> None:
-        y = at.y.detach()
-        eps = torch.finfo(y.dtype).eps
-        gaussian = gaussian_like(y.expand(_DIRECTIONS + 1, *y.shape))
-        self.at, self.unit_dims, self.y = at, unit_dims, y
-        self.u, self.t = gaussian[-1], gaussian[number] * _size(y)
-        terms = assembled.transposed_times(self.u) * self.t
-        self.by_jacobian = self._per_unit(terms)
-        self.noticed = eps**0.25 * self._per_unit(terms.abs())
-        self.noise = eps * self._per_unit((self.u * at.value).abs())
-        self.first = (0.02 if y.dtype is torch.float64 else 0.1) * (1 - 0.15 * number)
+    Args:
+        function: what is watched, elementwise or as one number.
+        here: its value at y.
+        slope: the gradient of its sum by y.
+        t: the direction of the line.
+        unit_dims: the number of rightmost dimensions that form one unit.
+        number: that of the line.
+    """
 
-    def value(self, step: float) -> Tensor:
-        return self._per_unit(self.u * self.at.moved(self.y + step * self.t).value)
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], here: Tensor, slope: Tensor, t: Tensor, unit_dims: int, number: int
+    ) -> None:
+        eps = torch.finfo(t.dtype).eps
+        self.function, self.t, self.unit_dims = function, t, unit_dims
+        self.here = self._per_unit(here)
+        self.by_autograd = self._per_unit(slope * t)
+        self.noticed = eps**0.25 * self._per_unit((slope * t).abs())
+        self.noise = eps * self._per_unit(here.abs())
+        self.first = (0.02 if t.dtype is torch.float64 else 0.1) * (1 - 0.15 * number)
 
-    def convict(self) -> tuple[Tensor, Tensor]:
-        """The slope of each unit, and where it is certain that it is another than that by J."""
+    def value(self, y: Tensor, step: float) -> Tensor:
+        return self._per_unit(self.function(y.detach() + step * self.t))
+
+    def convict(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The slope of each unit, and where it is certain that it is another than that by autograd."""
         steps = self.first * _STEPS
-        ahead, behind = (torch.stack([self.value(sign * step) for step in steps.tolist()]) for sign in (1, -1))
-        here = self._per_unit(self.u * self.at.value)
-        steps = steps.reshape(-1, *(1,) * here.dim()).to(here)
+        ahead, behind = (torch.stack([self.value(y, sign * step) for step in steps.tolist()]) for sign in (1, -1))
+        steps = steps.reshape(-1, *(1,) * self.here.dim()).to(self.here)
         slopes = (ahead - behind) / (2 * steps)
-        off, second = (slopes - self.by_jacobian).abs(), (ahead + behind - 2 * here).abs()
+        off, second = (slopes - self.by_autograd).abs(), (ahead + behind - 2 * self.here).abs()
         # Second differences of small steps are noise, or a kink: then slopes of larger steps mean little.
         noise = torch.maximum(self.noise, second[-2:].amax(0)) / steps
         clear = off > self.noticed + _NOISE * noise
         same = slopes.diff(dim=0).abs() <= _SAME * off[1:]
-        lasting = (clear[:-2] & clear[1:-1] & clear[2:] & same[:-1] & same[1:]).any(0)
-        # No step may agree with J, nor vanish in rounding; NaN compares false throughout.
+        agreed = clear[:-2] & clear[1:-1] & clear[2:] & same[:-1] & same[1:]
+        # What large steps agree on must hold for the smaller ones, too: an oscillation has another slope at large.
+        allowed = _SAME * off[2:, None] + _DRIFT * noise
+        strays = (slopes - slopes[2:, None]).abs() > allowed  # (triple, step, *units)
+        lasting = (agreed & ~torch.stack([s[k + 3 :].any(0) for k, s in enumerate(strays)])).any(0)
+        # No step may agree with autograd, nor vanish in rounding; NaN compares false throughout.
         return slopes[3], lasting & ((off > self.noticed) & (ahead != behind)).all(0)
 
     def _per_unit(self, t: Tensor) -> Tensor:
-        return t.flatten(-self.unit_dims).sum(-1) if self.unit_dims else t
+        return t.flatten(-self.unit_dims).sum(-1) if self.unit_dims and t.dim() else t
 
 
 def _size(y: Tensor) -> Tensor:

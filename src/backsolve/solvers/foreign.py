@@ -33,8 +33,8 @@ class NumpySolver:
         return to_tensor(self.fn(*args, **kwargs), like, copy=self.may_write, call=f"numpy_solver({name_of(self.fn)})")
 
     def _to_array(self, t: Tensor) -> Any:
-        array = t.detach().cpu()
-        array = (array.float() if t.dtype is torch.bfloat16 else array).numpy()  # NumPy has no bfloat16
+        known = t.float() if t.dtype is torch.bfloat16 else t  # NumPy has no bfloat16
+        array = known.numpy(force=True)  # from any device, also of a view that is a lazy conjugate or negative
         return array.copy() if self.may_write else array
 
 
