@@ -70,7 +70,11 @@ PROMISES = [
     _ratio(_SHOOTING, "each_sample, 2 processes", "executor.map", 1.1),
     Promise(f"{_MILLION}: peak memory of backsolve, MiB", 25.0, lambda result: result["memory"][_MILLION]["backsolve"]),
     *(_ratio(f"dense in float32, n = 128, batch {b}", "backsolve", "hand-written", 1.4) for b in (64, 256)),
-    *(_ratio(f"dense, n = {n}, batch 64", "backsolve, Dense", "floor", 1.2) for n in (128, 512)),
+    *(
+        _ratio(f"dense, n = {n}, batch 64", "backsolve, Dense", other, 1.2)
+        for n in (128, 512)
+        for other in ("hand-written", "floor")
+    ),
     *(_ratio(f"dense, n = {n}, batch 64", _GIVEN, "hand-written", 1.2) for n in (128, 512)),
     _ratio(_LINE, "backsolve, Banded", "floor", 1.1),
     _ratio(_LINE, "backsolve, Banded", "hand-written", 2.5),
