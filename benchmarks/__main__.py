@@ -40,9 +40,9 @@ def main(arguments: Sequence[str]) -> None:
         result = json.loads((output or RESULTS).joinpath("results.json").read_text(encoding="utf-8"))
     else:
         result = measure_all(options.words, options.quick, options.seconds or (8.0 if options.quick else 14.0))
-    print(markdown(result))
     if output:
-        write(result, output)
+        write(result, output)  # first of all: it took long
+    print(markdown(result))
 
 
 def measure_all(words: Sequence[str], quick: bool, seconds: float) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def _time(outcome: Mapping[str, Any] | None, right: bool) -> float:
 
 
 def _growth(growth: Mapping[str, Any]) -> plt.Figure:
-    figure, panels = plt.subplots(1, len(growth), figsize=(8, 3), squeeze=False)
+    figure, panels = plt.subplots(1, len(growth), figsize=(4 * len(growth), 3), squeeze=False)
     for axes, (title, g) in zip(panels.flat, growth.items(), strict=True):
         for name, seconds in g["seconds"].items():
             colour, marker = STYLES[name]

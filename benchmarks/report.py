@@ -126,8 +126,11 @@ def _memory(memory: Mapping[str, Mapping[str, float | None]]) -> str:
 
 
 def _growth(growth: Mapping[str, Any]) -> str:
-    contestants = list(next(iter(growth.values()))["exponents"])
-    rows = ([title, *(f"{g['exponents'][c]:.2f}" for c in contestants)] for title, g in growth.items())
+    contestants = list(dict.fromkeys(name for g in growth.values() for name in g["exponents"]))
+    rows = (
+        [title, *(f"{g['exponents'][c]:.2f}" if c in g["exponents"] else "·" for c in contestants)]
+        for title, g in growth.items()
+    )
     return _table(["", *contestants], rows)
 
 

@@ -1,13 +1,15 @@
 """The benchmarks measure what they say: right answers, everybody equally often, and wrong answers called wrong."""
 
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import measure, sampling
+from benchmarks.__main__ import title, write
 from benchmarks.case import TASKS, UNDER_TORCH_FUNC, Case
 from benchmarks.contestants import CONTESTANTS, asked
 from benchmarks.measure import Outcome, interleave, judge
@@ -22,8 +24,9 @@ from benchmarks.problems import (
     REACTION_DIFFUSION,
     SHOOTING,
 )
+from benchmarks.promises import PROMISES
 from benchmarks.sampling import NoAnswerError, first_call
-from benchmarks.workloads import BY_SAMPLES, COMPILED, GROWTH, INVERSION, PROFILED, TRANSFORMED, WORKLOADS
+from benchmarks.workloads import BY_SAMPLES, CASES, COMPILED, GROWTH, INVERSION, PROFILED, TRANSFORMED, WORKLOADS
 
 TINY = {
     "arcsin": (5,),
@@ -216,3 +219,25 @@ def test_the_tables_name_contestants_that_exist() -> None:
     names = [case.name for case in WORKLOADS]
     assert len(set(names)) == len(names)
     assert any(case.quick for case in WORKLOADS)
+
+
+def test_a_full_run_can_be_written_down(tmp_path: Path) -> None:
+    """Every row that there is, with made-up numbers; rows of a table may have different contestants."""
+    outcome = asdict(Outcome(1e-3, 1.0, 0.1, 1e-8))
+    rows = {n: {"group": c.group, "outcomes": dict.fromkeys(c.contestants, outcome)} for n, c in CASES.items()}
+    growth = {
+        title(cases): {
+            "sizes": [case.size[0] for case in cases],
+            "seconds": {name: [1e-3 * case.size[0] for case in cases] for name in cases[0].contestants},
+            "exponents": dict.fromkeys(cases[0].contestants, 1.0),
+        }
+        for cases in GROWTH
+    }
+    memory = {name: dict.fromkeys(case.contestants, 1.0) for name, case in CASES.items() if case.memory}
+    profile = {case.name: {"module.py:function": 1.0} for case in PROFILED}
+    result = {"complete": True, "versions": {}, "rows": rows, "memory": memory, "growth": growth, "profile": profile}
+    assert all(isinstance(promise.measured(result), float) for promise in PROMISES)
+    write(result, tmp_path)
+    document = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert all(promise.what in document for promise in PROMISES)
+    assert {path.name for path in tmp_path.iterdir()} == {"growth.svg", "ratios.svg", "results.json", "results.md"}
