@@ -20,6 +20,7 @@ from backsolve import Dense, Diagonal, Inverse, diagnose, errors, inverse
 from backsolve._diagnose import Report
 from backsolve._diagnose.command import main
 from backsolve.solvers import numpy_solver
+from tests.adversarial.forwards import Forgetful
 from tests.problems import PROBLEMS, Problem
 
 EPS = torch.finfo(torch.float64).eps
@@ -236,20 +237,6 @@ def test_an_ill_conditioned_and_a_singular_jacobian() -> None:
 # -------------------------------------------------------------------------------------------------- derivatives
 
 
-class HalfBlind(torch.autograd.Function):
-    """y + y^3 whose first derivative is right and whose second derivative vanishes."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor) -> Tensor:
-        ctx.save_for_backward(y)
-        return y + y**3
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        return grads[0] * (1 + 3 * y.detach() ** 2)
-
-
 def cubic_root(x: Tensor) -> Tensor:
     return 2 / math.sqrt(3) * torch.sinh(torch.asinh(1.5 * math.sqrt(3) * x) / 3)
 
@@ -278,7 +265,7 @@ def test_a_param_by_keyword_in_a_pytree() -> None:
 
 
 def test_a_lost_second_derivative_is_found() -> None:
-    report = diagnose(inverse(HalfBlind.apply, cubic_root), gaussian(5))
+    report = diagnose(inverse(Forgetful.apply, cubic_root), gaussian(5))
     assert topics(report, "wrong") == {"second derivative of g"}
 
 
