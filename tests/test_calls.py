@@ -3,6 +3,7 @@
 import copy
 import gc
 import math
+import operator
 import pickle
 import weakref
 from typing import Any
@@ -598,6 +599,7 @@ def test_private_names_of_torch_are_where_they_were() -> None:
     assert _torch.active_transform() is None
     assert all(_torch.is_torch_function(f) for f in (torch.sin, torch.special.ndtr, torch.nn.functional.softplus))
     assert not any(_torch.is_torch_function(f) for f in (x.mul, lambda y: y, torch.nn.Tanh(), np.sin, Tensor.sin))
+    assert not any(_torch.is_torch_function(f) for f in (torch.sin_, torch.relu_, operator.imul))  # they write
     with torch.nn.utils.parametrize.cached():
         assert _torch.without_graph(torch.is_grad_enabled)
     assert not _torch.without_graph(torch.is_grad_enabled)

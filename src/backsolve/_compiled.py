@@ -25,7 +25,7 @@ from backsolve._functional import Functional, Mapped
 from backsolve._levels import Mapping
 from backsolve._operations import excess_of, layout_of
 from backsolve._solve import Problem
-from backsolve._torch import depth_of_transforms, is_torch_function, stored, without_autocast
+from backsolve._torch import depth_of_transforms, stored, without_autocast
 from backsolve.jacobians import Assembled
 
 
@@ -98,7 +98,7 @@ class Call:
     def run_solver(self, x: Tensor | None) -> Tensor:
         """What g returns; a function of torch itself is traced, for the compiler to fuse."""
         given = self.detached if x is None else [x.detach(), *self.detached]
-        if x is not None and is_torch_function(self.problem.solver) and not self.problem.refine:
+        if x is not None and self.problem.g_is_pure and not self.problem.refine:
             return stored(self.problem.solver(*given).clone(memory_format=torch.contiguous_format))
         return torch.ops.backsolve.solve(self.problem.name, self.layout, self.has_x, [], given)
 

@@ -120,7 +120,8 @@ class Inverse:
             if is_compiling():
                 return _compiled_call(problem, None, Arguments((x, *params), kwargs), report)
             return _run_implicit(problem, Arguments((x, *params), kwargs), report)
-        _check_call(problem, x, arguments)
+        if arguments.tensors:
+            _check_call(problem, x, arguments)
         if is_compiling():
             return _compiled_call(problem, x, arguments, report)
         if has_torch_function_unary(x):
@@ -363,8 +364,6 @@ def _bad_x(problem: Problem, x: Any) -> errors.ArgumentError:
 
 def _check_call(problem: Problem, x: Tensor | None, arguments: Arguments) -> None:
     """Refuse what cannot be solved before any work is done."""
-    if not arguments.tensors:
-        return
     like = x if x is not None else next((t for t in arguments.tensors if t.dim()), None)
     for t in arguments.tensors:
         if type(t) not in PLAIN and is_distributed(t):

@@ -43,13 +43,15 @@ class Model:
     event_dim: int
     call: str
 
+    f_is_pure: bool = field(init=False)
+    """Whether it is plain that f reads no tensors but its arguments, and, unless there are keywords, writes none."""
     closes_over_nothing: bool = field(init=False)
     """Whether it is plain that f reads no tensors but its arguments, and the formula of J neither."""
 
     def __post_init__(self) -> None:
-        entries = self.jacobian.entries
-        plain = is_torch_function(self.f) and (entries is None or is_torch_function(entries))
-        object.__setattr__(self, "closes_over_nothing", plain)
+        entries, pure = self.jacobian.entries, is_torch_function(self.f)
+        object.__setattr__(self, "f_is_pure", pure)
+        object.__setattr__(self, "closes_over_nothing", pure and (entries is None or is_torch_function(entries)))
 
 
 class Forward:
@@ -64,13 +66,15 @@ class Forward:
 
     def __call__(self, y: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Evaluate f(y, *params) with autocast off, and check that the result can be x."""
+        model = self.model
         args, kwargs = self.arguments.rebuild(tensors)
-        before = versions((y, *tensors))
-        z = outside_autocast(self.model.f, y, *args, **kwargs)
-        if not isinstance(z, Tensor) or z.shape != y.shape or z.dtype != y.dtype or z.device != y.device:
+        watched = () if model.f_is_pure and not kwargs else (y, *tensors)
+        before = versions(watched)
+        z = outside_autocast(model.f, y, *args, **kwargs)
+        if not isinstance(z, Tensor) or z.shape != y.shape or z.dtype is not y.dtype or z.device != y.device:
             raise self._bad_output(y, z)
-        if versions((y, *tensors)) != before:
-            raise errors.forward_changed_input(self.model.call)
+        if versions(watched) != before:
+            raise errors.forward_changed_input(model.call)
         return z
 
     def value(self, y: Tensor) -> Tensor:

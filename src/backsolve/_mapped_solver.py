@@ -13,7 +13,7 @@ from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._levels import Mapping, Outputs, concretely
 from backsolve._solve import Problem, run_solver
-from backsolve._torch import is_functorch_wrapped, is_torch_function
+from backsolve._torch import is_functorch_wrapped
 from backsolve.solvers.base import Found
 
 
@@ -89,7 +89,7 @@ class MappedCall:
         x, tensors = (given[0], given[1:]) if self.has_x else (None, given)
         arguments = self.arguments.with_tensors(tensors)
         forward = self.problem.bind(arguments, implicit=x is None)
-        if is_torch_function(self.problem.solver):  # it reads nothing but what it is given
+        if self.problem.g_is_pure:  # it reads nothing but what it is given
             return run_solver(self.problem, x, arguments, forward)
         with _Giving({id(r): t for r, t in zip(self.reads, closure, strict=True)}):
             return run_solver(self.problem, x, arguments, forward)

@@ -62,6 +62,8 @@ class Problem:
     """f and what is claimed of it."""
     numerical: NumericalSolver | None = field(init=False, repr=False, compare=False)
     """The solver, if it works with f alone."""
+    g_is_pure: bool = field(init=False, repr=False, compare=False)
+    """Whether it is plain that g reads no tensors but its arguments, and, unless there are keywords, writes none."""
     is_tested: bool = field(init=False)
     """Whether somebody wants to know if `f(y) = x`."""
 
@@ -70,6 +72,7 @@ class Problem:
         model = Model(self.f, self.rule.jacobian, self.rule.event_dim, self.rule.call)
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "numerical", self.solver if isinstance(self.solver, NumericalSolver) else None)
+        object.__setattr__(self, "g_is_pure", is_torch_function(self.solver))
         object.__setattr__(self, "is_tested", not (self.tolerance.off or self.rule.on_failure == "ignore"))
         _problems[self.name] = self
 
@@ -170,11 +173,12 @@ def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward
         return solution
     given = arguments.tensors if x is None else (x, *arguments.tensors)
     detached = [t.detach() for t in given]
-    before = versions(detached)
     args, kwargs = arguments.rebuild(detached if x is None else detached[1:])
     first = detached[: x is not None]
+    watched = () if problem.g_is_pure and not kwargs else detached
+    before = versions(watched)
     result = without_graph(problem.solver, *first, *args, **kwargs)
-    if versions(detached) != before:
+    if versions(watched) != before:
         raise errors.solver_changed_input(problem.call, "x" if versions(first) != before[: len(first)] else "params")
     fresh = isinstance(problem.solver, NumpySolver) or not isinstance(result, Tensor)
     held = getrefcount(result) > _REFERENCES
@@ -210,7 +214,7 @@ def as_solution(call: str, result: Any, like: Tensor | None) -> Tensor:
                 "return one tensor of the shape, dtype and device of x; for NumPy code there is solvers.numpy_solver",
             )
         result = to_tensor(result, like, copy=True, call=call)
-    y = result.detach()
+    y: Tensor = result if type(result) is Tensor and not result.requires_grad else result.detach()
     if y.is_inference() and not torch.is_inference_mode_enabled():
         y = y.clone()  # autograd cannot save what g made in its own inference mode
     model: Tensor = y if like is None else like
@@ -258,8 +262,8 @@ def _evaluate(
     if not torch.is_grad_enabled():
         return None, forward.value(y) if tested else None
     tensors = forward.arguments.tensors
-    if not (x is not None and x.requires_grad) and not any(t.requires_grad for t in tensors):
-        if not tested and is_torch_function(forward.model.f):
+    if not (x is not None and x.requires_grad) and not (tensors and any(t.requires_grad for t in tensors)):
+        if not tested and forward.model.f_is_pure:
             return None, None
         z = forward(y, tensors)
         if not z.requires_grad:  # nor does anything that f closes over

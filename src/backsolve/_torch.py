@@ -81,13 +81,14 @@ def sequence_number() -> int:
 
 
 def is_torch_function(f: Any) -> bool:
-    """Whether f is a function of torch itself, such as torch.sin: it reads no tensor but its arguments.
+    """Whether f is a function of torch itself, such as torch.sin: it reads its arguments alone, and writes into none.
 
-    A bound method of a tensor, such as weight.mul, is a builtin function too, and reads that tensor.
+    A bound method of a tensor, such as weight.mul, is a builtin function too, and reads that tensor; torch.sin_ writes.
     """
-    if not isinstance(f, BuiltinFunctionType):
+    if not isinstance(f, BuiltinFunctionType) or f.__name__.endswith("_"):
         return False
-    return f.__self__ is None or isinstance(f.__self__, ModuleType)
+    owner = f.__self__
+    return owner is None or (isinstance(owner, ModuleType) and owner.__name__.startswith("torch."))
 
 
 def gradient_edge(tensor: Tensor) -> GradientEdge:
@@ -142,6 +143,8 @@ def outside_autocast(function: Callable[..., Any], y: Tensor, *args: Any, **kwar
 
 def versions(tensors: Sequence[Tensor]) -> list[int]:
     """The counters of changes in place, which a tensor shares with its views and detached aliases."""
+    if not tensors:
+        return []
     if torch.compiler.is_dynamo_compiling():  # not traceable; f is also run outside of the graph, where this is seen
         return []
     try:
