@@ -26,6 +26,10 @@ _TORCH: Any = torch
 _C: Any = torch._C  # its submodules have no stubs
 
 _VERSION = attrgetter("_version")  # unlike a comprehension, without a frame of Python for each call
+_set_grad_mode: Any = _C._set_grad_enabled  # names of their own, as a look into torch._C takes as long as the call
+_tracing_state: Any = _C._get_tracing_state
+_dispatch_mode: Any = _C._get_dispatch_mode
+_PROXY: Any = _C._TorchDispatchModeKey.PROXY
 _NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
 _ENGINE: Any = Variable._execution_engine
 LEAF_NODE: Any = _C._functions.AccumulateGrad
@@ -52,11 +56,11 @@ def without_graph(function: Callable[..., Any], *args: Any, **kwargs: Any) -> An
     But leave it on if `parametrize.cached()` is active: a weight that is first computed without a graph would stay so.
     """
     before = torch.is_grad_enabled()
-    _C._set_grad_enabled(before and parametrize._cache_enabled > 0)
+    _set_grad_mode(before and parametrize._cache_enabled > 0)
     try:
         return function(*args, **kwargs)
     finally:
-        _C._set_grad_enabled(before)
+        _set_grad_mode(before)
 
 
 class GradMode:
@@ -69,10 +73,10 @@ class GradMode:
 
     def __enter__(self) -> None:
         self.before = torch.is_grad_enabled()
-        _C._set_grad_enabled(self.enabled)
+        _set_grad_mode(self.enabled)
 
     def __exit__(self, *_: object) -> None:
-        _C._set_grad_enabled(self.before)
+        _set_grad_mode(self.before)
 
 
 def sequence_number() -> int:
@@ -190,7 +194,7 @@ def active_transform() -> str | None:
 
 def is_traced() -> bool:
     """Whether torch.jit.trace or make_fx is recording: what g computes elsewhere would become a constant."""
-    return _C._get_tracing_state() is not None or _C._get_dispatch_mode(_C._TorchDispatchModeKey.PROXY) is not None
+    return _tracing_state() is not None or _dispatch_mode(_PROXY) is not None
 
 
 active_transform.__dict__["_dynamo_marked_constant"] = True  # torch.compiler.assume_constant_result imports dynamo
