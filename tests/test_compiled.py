@@ -57,6 +57,17 @@ def test_transforms(name: str, transform: Transform) -> None:
     assert_same(compiled(lambda *i: transform(inv, i))(*inputs), transform(problem.exact, inputs))
 
 
+@pytest.mark.parametrize("transform", [pytest.param(t, id=n) for n, t in COMPILED.items() if n in OF_X])
+@pytest.mark.parametrize("name", ["log", "mixed sinh"])
+def test_transforms_where_f_closes_over_params(name: str, transform: Transform) -> None:
+    problem = BY_NAME[name]
+    x, *params = (t.detach() for t in problem.inputs())
+    solver = numpy_solver(lambda x: problem.g(torch.from_numpy(x), *params).numpy())
+    inv = inverse(lambda y: problem.f(y, *params), solver, event_dim=problem.event_dim)
+    expected = transform(lambda x: problem.exact(x, *params), (x,))
+    assert_same(compiled(lambda x: transform(inv, (x,)))(x), expected)
+
+
 def kepler_by_brentq(mean: np.ndarray, e: np.ndarray) -> np.ndarray:
     """E with E - e sin E = M, one element at a time, by compiled code that nothing can be traced into."""
     solve = np.vectorize(lambda m, e: optimize.brentq(lambda a: a - e * np.sin(a) - m, m - 1, m + 1, xtol=1e-14))

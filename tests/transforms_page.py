@@ -25,7 +25,7 @@ An `Inverse` is an ordinary torch function: everything in `torch.func`, forward-
 `torch.compile(fullgraph=True)` apply to it, in any order, although g is code that torch cannot see into. The table is
 made by the tests: each "right" is a comparison with the closed form (float64, 10⁻¹⁰). Eager, that is done for every
 Jacobian structure, with f taking its params as arguments and with f closing over them; compiled, for an elementwise and
-a dense f, and for the other structures for vjp, jvp, vmap(grad) and `backward`.
+a dense f in both ways, and for the other structures for vjp, jvp, vmap(grad) and `backward`.
 
 {table}
 
