@@ -86,8 +86,6 @@ class MatrixFree(Jacobian):
 
     def assemble(self, at: Linearized) -> Assembled:
         """Keep f at y: the work is in the solves."""
-        if at.transformed:
-            return formed(at, "a transform of torch")
         return MatrixFreeAt(self, at)
 
     @torch.no_grad()
