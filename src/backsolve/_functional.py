@@ -155,7 +155,7 @@ def _solve_with(rule: Rule, at: Functional, z: Tensor | None, b: Tensor, transpo
     """`J^-1 b`, or `J^-T b`, as every level sees it, after a look at J; `z` is that of `_examine`."""
     assembled = rule.jacobian.assemble(at)
     if isinstance(assembled, MatrixFreeAt):
-        return solve_by_products(rule, at.forward, at.y, z, at.inputs, b, transposed, _attach)
+        return solve_by_products(rule, assembled, at.forward, z, b, transposed, _attach)
     factor = _examine(rule, at.forward, at.y, z, at.inputs)
     return _spoiled(assembled.solve_transposed(b) if transposed else assembled.solve(b), factor, at.event_dim)
 

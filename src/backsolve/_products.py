@@ -20,7 +20,7 @@ from backsolve._attach import Rule
 from backsolve._levels import Mapping, Outputs, concretely
 from backsolve._linearize import Forward, Model, check_value, linearize
 from backsolve._mapped import Mapped
-from backsolve._torch import depth_of_transforms, without_autocast
+from backsolve._torch import depth_of_transforms, fold_batched_grads, is_grads_batched, without_autocast
 from backsolve.jacobians import Assembled, Jacobian, Linearized, MatrixFree, MatrixFreeAt
 
 Attach = Callable[..., Tensor]  # attach(rule, forward, y, None, x, *inputs): y with the derivatives of the rule
@@ -58,47 +58,45 @@ class Product(Jacobian):
 
 
 def solve_by_products(
-    rule: Rule, forward: Mapped, y: Tensor, z: Tensor | None, inputs: Sequence[Tensor], b: Tensor, transposed: bool,
-    attach: Attach,
-) -> Tensor:  # fmt: skip
+    rule: Rule, assembled: MatrixFreeAt, forward: Mapped, z: Tensor | None, b: Tensor, transposed: bool, attach: Attach
+) -> Tensor:
     """`J^-1 b` or `J^-T b`, differentiable at every level in b, y and the inputs; failed events as the policy says.
 
     Args:
-        rule: how to solve with J.
+        rule: what happens to events that fail.
+        assembled: J.
         forward: f.
-        y: where J is.
         z: what f(y) was in the call, if f could have changed since.
-        inputs: those of f.
         b: the right-hand side.
         transposed: whether to solve with `J^T`.
         attach: attaches a rule.
     """
-    structure = rule.jacobian
-    if isinstance(structure, Product):
-        # Solve with the J behind the product.
+    if is_grads_batched(b):
+
+        def each(b: Tensor) -> Tensor:
+            return solve_by_products(rule, assembled, forward, z, b, transposed, attach)
+
+        return fold_batched_grads(torch.vmap(each, -1, -1), b)
+    y, inputs, own = assembled.at.y, assembled.at.inputs, rule.jacobian
+    if isinstance(own, Product):  # solve with the J behind it
         mapping, (y, *inputs) = forward.mapping, inputs
         y = mapping.fill(y, 0) if mapping else y
-        forward = structure.forward.within(mapping[1:], inputs)
-        transposed, structure = transposed != structure.transposed, structure.original
-    assert isinstance(structure, MatrixFree)
-    u, factor = _solve(rule, structure, forward, y, z, inputs, b, transposed)
-    product = Product(structure, forward, transposed)
-    own_rule = Rule(product, rule.event_dim, rule.on_failure, False, rule.call)
-    given = (y, *inputs)
+        forward, transposed = own.forward.within(mapping[1:], inputs), transposed != own.transposed
+    u, factor = _solve(rule, assembled, forward, y, z, inputs, b, transposed)
+    product, given = Product(assembled.options, forward, transposed), (y, *inputs)
     model = Model(product, product, rule.event_dim, rule.call)
     own_forward = Mapped(Forward(model, Arguments(given, {}), False), (), Mapping(), given)
-    u = attach(own_rule, own_forward, u, None, b, *given)
+    u = attach(Rule(product, rule.event_dim, rule.on_failure, False, rule.call), own_forward, u, None, b, *given)
     return u if factor is None else u * factor.reshape(factor.shape + (1,) * rule.event_dim)
 
 
 def _solve(
-    rule: Rule, structure: MatrixFree, forward: Mapped, y: Tensor, z: Tensor | None, inputs: Sequence[Tensor],
+    rule: Rule, assembled: MatrixFreeAt, forward: Mapped, y: Tensor, z: Tensor | None, inputs: Sequence[Tensor],
     b: Tensor, transposed: bool,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The solution without a derivative, and a factor of NaN for the events to spoil, if there are any."""
     given = (y, b) if z is None else (y, b, z)
-    n = len(given)
-    twice = depth_of_transforms() > 1
+    n, twice = len(given), depth_of_transforms() > 1
 
     def run(plain: Sequence[Tensor], mapping: Mapping) -> Outputs:
         y, b, *values = (mapping.fill(t, k) for k, t in enumerate(plain[:n]))
@@ -109,14 +107,13 @@ def _solve(
             if at.captures:
                 what = f"a tensor that only autograd sees, {errors.describe(at.captures[0].tensor)}"
                 raise errors.untraceable(rule.call, what)
-            if structure is rule.jacobian:
-                rule.assemble(at, differentiated=twice)  # verified where that is due
-            assembled = MatrixFreeAt(structure, at)
-            u = assembled.solve_transposed(b) if transposed else assembled.solve(b)
-            if assembled.singular() is None:
+            here = MatrixFreeAt(assembled.options, at, assembled.gave_up)
+            rule.examine(at, here, differentiated=twice)
+            u = here.solve_transposed(b) if transposed else here.solve(b)
+            if here.singular() is None:
                 return [u, None]
             good = torch.ones(y.shape[: y.dim() - rule.event_dim], dtype=y.dtype, device=y.device)
-            return [u, rule.spoil_singular(assembled, good, 0)]
+            return [u, rule.spoil_singular(here, good, 0)]
 
     u, factor = concretely(run, (*given, *inputs))
     assert u is not None

@@ -40,7 +40,7 @@ class Default(Jacobian):
         event = at.y.shape[at.y.dim() - at.event_dim :]
         n = math.prod(event)
         entries = at.y.numel() * n
-        if entries < _MANY or at.transformed:
+        if entries < _MANY or torch.compiler.is_compiling():
             return _DENSE.assemble(at)
         usual = at.y.device.type == "cpu" and at.y.dtype in (torch.float32, torch.float64)
         key = event, at.y.dtype
