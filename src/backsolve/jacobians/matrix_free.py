@@ -242,7 +242,7 @@ class MatrixFreeAt(Assembled):
 
     def rounding(self, u: Tensor) -> Tensor:
         """Below every difference: nothing was assembled to compare with, so every event is examined."""
-        return torch.full_like(u, -1.0)
+        return torch.full_like(u.real, -1.0)
 
     def numbers(self, index: tuple[int, ...]) -> str:
         if self.direct is not None:
