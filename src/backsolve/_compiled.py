@@ -1,8 +1,8 @@
 """One call under `torch.compile`, in operations that the compiler traces without a graph break.
 
 g runs inside one custom operation. Outside of torch.func one derivative is all that torch takes of a compiled function;
-there `_Implicit` is the rule. Under torch.func its backward would be dropped silently (pytorch #193279, #192985), so
-that the derivatives come from k connected Newton steps,
+there `_Implicit` is the rule. Under torch.func, vmap included, its backward would be dropped silently (pytorch #193279,
+#192985), so that the derivatives come from k connected Newton steps,
 
     y <- y - (d - d.detach()),    d = J^-1 (f(y) - x),
 
@@ -13,6 +13,7 @@ The residual is part of the graph. Where it is large, a second custom operation 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +22,12 @@ import torch
 from torch import Tensor
 
 from backsolve._arguments import Arguments
-from backsolve._functional import Functional, Mapped
+from backsolve._functional import Functional
 from backsolve._levels import Mapping
+from backsolve._mapped import Mapped
 from backsolve._operations import excess_of, layout_of
 from backsolve._solve import Problem
-from backsolve._torch import depth_of_transforms, is_torch_function, stored, without_autocast
+from backsolve._torch import active_transform, depth_of_transforms, is_torch_function, stored, without_autocast
 from backsolve.jacobians import Assembled
 
 
@@ -33,15 +35,17 @@ class _Implicit(torch.autograd.Function):
     """The rule for a backward pass alone: y out, the gradient of `r = x - f(y)` is `w = J^-T v`."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, r: Tensor, call: Call, x: Tensor | None) -> Tensor:
-        ctx.call, ctx.y, ctx.x = call, y, x
+    def forward(ctx: Any, y: Tensor, r: Tensor, call: Call, value: Tensor | None) -> Tensor:
+        ctx.call, ctx.y, ctx.value = call, y, value
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (v,) = grads
+        if not ctx.call.is_formed(ctx.y):
+            return None, ctx.call.solve_transposed(v, ctx.y, ctx.value), None, None
         y = ctx.y + (v - v)  # 0: or torch makes J in the forward pass, where it is not needed
-        assembled = ctx.call.assemble(y, ctx.x)
+        assembled = ctx.call.assemble(y, ctx.value)
         w = assembled.solve_transposed(v)
         if ctx.call.rule.on_failure != "ignore":
             ctx.call.spoil(w, assembled.suspicious(), ctx.y)
@@ -81,6 +85,13 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments) -> Solved:
         return Solved(call.attached(y, x), call)
 
 
+def is_too_large(problem: Problem, x: Tensor) -> bool:
+    """Whether torch.func is to be traced for events whose J, or the matrix that the graph would make of it, is huge."""
+    k = problem.rule.event_dim
+    limit = problem.rule.jacobian.largest_traced
+    return limit is not None and active_transform() is not None and math.prod(x.shape[x.dim() - k :]) > limit
+
+
 class Call:
     """One call as the custom operations see it: by name, layout and tensors."""
 
@@ -116,14 +127,18 @@ class Call:
 
     def attached(self, y: Tensor, x: Tensor | None) -> Tensor:
         """y with its derivatives, as many as can be asked for."""
-        if not self.depth:
-            return _Implicit.apply(y, self._residual(y, x), self, x if self.problem.is_tested else None)
+        if not active_transform():
+            z = self.forward(y, self.tensors)
+            value = x if self.problem.is_tested else None
+            r = -z if x is None else x - z
+            return _Implicit.apply(y, r, self, value if self.is_formed(y) else z.detach())
         order = 0
         while (
             order <= self.depth
         ):  # a derivative for each level, and one for the backward pass of the compiled function
             assembled = self.assemble(y)
-            r = self.spoil_singular(assembled, y, self._residual(y, x), self.rule.event_dim)
+            z = self.forward(y, self.tensors)
+            r = self.spoil_singular(assembled, y, -z if x is None else x - z, self.rule.event_dim)
             d = assembled.solve(r)
             y = y + (d - d.detach())
             order = 2 * order + 1
@@ -147,6 +162,11 @@ class Call:
         given = self.problem.name, self.layout, self.has_x, [], suspicious, y, self.detached
         torch.ops.backsolve.spoil_singular(result, *given)
 
-    def _residual(self, y: Tensor, x: Tensor | None) -> Tensor:
-        z = self.forward(y, self.tensors)
-        return -z if x is None else x - z
+    def is_formed(self, y: Tensor) -> bool:
+        """Whether J is a matrix, or entries of one, in the graph."""
+        return self.rule.jacobian.is_formed(y, self.rule.event_dim)
+
+    def solve_transposed(self, v: Tensor, y: Tensor, value: Tensor) -> Tensor:
+        """`J^-T v` where J is not formed; the operation raises, or warns, as the policy says."""
+        given = self.problem.name, self.layout, self.has_x, [], v, y, value, self.detached
+        return torch.ops.backsolve.solve_transposed(*given)

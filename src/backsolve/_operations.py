@@ -20,9 +20,9 @@ from torch import Tensor
 
 from backsolve import errors
 from backsolve._arguments import Arguments
-from backsolve._functional import Mapped
 from backsolve._levels import Mapping
-from backsolve._linearize import linearize
+from backsolve._linearize import check_value, linearize
+from backsolve._mapped import Mapped
 from backsolve._mapped_solver import MappedCall
 from backsolve._solution import spoil
 from backsolve._solve import Problem, judge, refine
@@ -263,3 +263,54 @@ def _(
     (result, y, *params), mapped = _moved([result, y, *params], [in_dims[0], in_dims[6], *in_dims[7]], mapped)
     torch.ops.backsolve.spoil_singular(result, name, layout, has_x, mapped, suspicious, y, params)
     return None, None
+
+
+# ---- a solve with J^T -----------------------------------------------------------------------------------------------
+
+SOLVE_TRANSPOSED = (
+    "(str name, str layout, bool has_x, int[] mapped, Tensor v, Tensor y, Tensor value, Tensor[] params) -> Tensor"
+)
+
+
+@_operation("solve_transposed", SOLVE_TRANSPOSED)
+def solve_transposed_op(
+    name: str, layout: str, has_x: bool, mapped: list[int], v: Tensor, y: Tensor, value: Tensor, params: list[Tensor]
+) -> Tensor:
+    """`J^-T v` as eager code has it, for a J that is never formed: the number of products is not known when tracing.
+
+    Args:
+        name: that of the problem.
+        layout: of the params.
+        has_x: whether there is an x.
+        mapped: which of v, y, value and params are mapped.
+        v: the cotangent.
+        y: where J is.
+        value: f(y) in the call; f must not have changed since.
+        params: their tensors.
+    """
+    problem, mapping = Problem.named(name), _mapping(mapped, [v, y, value, *params])
+    rule = problem.rule
+    v, y, value = (mapping.fill(t, i) for i, t in enumerate((v, y, value)))
+    with eagerly(), without_autocast(y.device):
+        at = linearize(_forward(problem, layout, has_x, mapping[3:], params), y)
+        check_value(at, torch.where(y.isnan(), at.value, value))
+        assembled = rule.jacobian.assemble(at)
+        w = assembled.solve_transposed(v)
+        return rule.spoil_singular(assembled, w, rule.event_dim).contiguous()
+
+
+@_library.register_fake("backsolve::solve_transposed")
+def _(
+    name: str, layout: str, has_x: bool, mapped: list[int], v: Tensor, y: Tensor, value: Tensor, params: list[Tensor]
+) -> Tensor:
+    mapping = _mapping(mapped, [v, y, value, *params])
+    return v.new_empty(mapping.fill(v, 0).shape)
+
+
+@_library.register_vmap("backsolve::solve_transposed")
+def _(
+    info: Any, in_dims: Any, name: str, layout: str, has_x: bool, mapped: list[int], v: Tensor, y: Tensor,
+    value: Tensor, params: list[Tensor],
+) -> Any:  # fmt: skip
+    (v, y, value, *params), mapped = _moved([v, y, value, *params], [*in_dims[4:7], *in_dims[7]], mapped)
+    return torch.ops.backsolve.solve_transposed(name, layout, has_x, mapped, v, y, value, params), 0

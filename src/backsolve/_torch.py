@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from operator import attrgetter
 from types import BuiltinFunctionType, ModuleType
 from typing import Any, TypeVar
@@ -257,9 +257,20 @@ def not_traced(reason: str) -> Callable[[Function], Function]:
     return mark
 
 
-def outside_of_transforms() -> AbstractContextManager[Any]:
-    """A context in which no level of torch.func is active."""
-    return temporarily_clear_interpreter_stack()
+@contextmanager
+def outside_of_transforms() -> Generator[None]:
+    """A context in which no level of torch.func is active, and nothing is compiled.
+
+    After a graph break inside of a transform dynamo compiles the functions that are called: none where a level is
+    active, but here, where it fails over the wrappers.
+    """
+    dynamo: Any = _C._dynamo.eval_frame
+    before = dynamo.set_eval_frame(None)
+    try:
+        with temporarily_clear_interpreter_stack():
+            yield
+    finally:
+        dynamo.set_eval_frame(before)
 
 
 def unwrap(tensor: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:

@@ -180,6 +180,11 @@ NOT_COMPILED = (
     "backsolve: what returns a verdict (Inverse.solve), and what has a y whose shape does not follow from that of x "
     "(implicit functions, gauges and subspaces with event_dim > 0) is not compiled; compile without fullgraph=True"
 )
+TOO_LARGE_TO_COMPILE = (
+    "backsolve: torch.func inside of torch.compile needs J as a matrix, and events of so many elements have none "
+    "(MatrixFree: 1024, Banded: 4096 at most); apply torch.func to the uncompiled Inverse, or compile the Inverse and "
+    "take its derivative with backward()"
+)
 SHARDED_NOT_COMPILED = "backsolve: a call on DTensors is not compiled; compile without fullgraph=True"
 MADE_INSIDE = (
     "backsolve: no Inverse can be made inside of a compiled function; make it outside, in __init__ or at module level"

@@ -35,16 +35,20 @@ class Default(Jacobian):
         """A matrix for each event."""
         return _DENSE.entries_shape(y, event_dim)
 
+    def is_formed(self, y: Tensor, event_dim: int) -> bool:
+        """For few entries, and where products were not measured."""
+        few = y.numel() * math.prod(y.shape[y.dim() - event_dim :]) < _MANY
+        return few or y.device.type != "cpu" or y.dtype not in (torch.float32, torch.float64)
+
     def assemble(self, at: Linearized) -> Assembled:
         """Choose by the number of entries, and by what happened before."""
+        if torch.compiler.is_compiling() or self.is_formed(at.y, at.event_dim):
+            return _DENSE.assemble(at)
         event = at.y.shape[at.y.dim() - at.event_dim :]
         n = math.prod(event)
         entries = at.y.numel() * n
-        if entries < _MANY or torch.compiler.is_compiling():
-            return _DENSE.assemble(at)
-        usual = at.y.device.type == "cpu" and at.y.dtype in (torch.float32, torch.float64)
         key = event, at.y.dtype
-        if not usual or self._is_paused(key):
+        if self._is_paused(key):
             return _DENSE.assemble(at)
         method = "gmres" if n >= _LONG else "richardson"
         if entries > _TOO_MANY:

@@ -84,8 +84,19 @@ class MatrixFree(Jacobian):
         """There are none."""
         raise NotImplementedError
 
+    @property
+    def largest_traced(self) -> int:  # type: ignore[override]
+        """As many elements as a J that is formed may have."""
+        return _DENSE
+
+    def is_formed(self, y: Tensor, event_dim: int) -> bool:
+        """Never, if there is a choice."""
+        return False
+
     def assemble(self, at: Linearized) -> Assembled:
         """Keep f at y: the work is in the solves."""
+        if torch.compiler.is_compiling():  # a derivative of a solve cannot be traced (pytorch #193279)
+            return formed(at, "torch.compile")
         return MatrixFreeAt(self, at)
 
     @torch.no_grad()
