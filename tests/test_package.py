@@ -23,6 +23,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "errors",
     "_torch",
+    "_library",
     "_levels",
     "_arguments",
     "_random",

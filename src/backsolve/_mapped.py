@@ -1,4 +1,4 @@
-"""f under the levels of `vmap`: mapped dimensions become batch dimensions on the left, and f becomes `torch.vmap(f)`."""
+"""f under levels of `vmap`: mapped dimensions become batch dimensions on the left, and f becomes `torch.vmap(f)`."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import ast
 import functools
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._levels import Mapping
+from backsolve._library import library, operation
 from backsolve._linearize import check_value, linearize
 from backsolve._mapped import Mapped
 from backsolve._mapped_solver import MappedCall
@@ -28,22 +29,6 @@ from backsolve._solution import spoil
 from backsolve._solve import Problem, judge, refine
 from backsolve._torch import eagerly, in_forward_mode, without_autocast
 from backsolve.solvers.base import Found
-
-_library: Any = torch.library  # whose decorators have incomplete types
-Rule = TypeVar("Rule", bound=Callable[..., Any])
-
-
-def _operation(name: str, schema: str) -> Callable[[Rule], Rule]:
-    """Register an operation that has no derivative; `torch.library.custom_op` takes 20 us a call to say so."""
-
-    def register(function: Rule) -> Rule:
-        _library.define(f"backsolve::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
-        _library.impl(f"backsolve::{name}", "CompositeExplicitAutograd", function)
-        if schema.endswith("()"):
-            _library.register_fake(f"backsolve::{name}", lambda *_: None)
-        return function
-
-    return register
 
 
 def layout_of(args: tuple[Any, ...], kwargs: dict[str, Any], call: str) -> str:
@@ -112,7 +97,7 @@ def _forward(problem: Problem, layout: str, has_x: bool, mapping: Mapping, param
 SOLVE = "(str name, str layout, bool has_x, int[] mapped, Tensor[] tensors) -> Tensor"
 
 
-@_operation("solve", SOLVE)
+@operation("solve", SOLVE)
 def solve_op(name: str, layout: str, has_x: bool, mapped: list[int], tensors: list[Tensor]) -> Tensor:
     """y from x, if there is one, and the tensors of the params."""
     problem = Problem.named(name)
@@ -130,7 +115,7 @@ def solve_op(name: str, layout: str, has_x: bool, mapped: list[int], tensors: li
     return y.contiguous()
 
 
-@_library.register_fake("backsolve::solve")
+@library.register_fake("backsolve::solve")
 def _(name: str, layout: str, has_x: bool, mapped: list[int], tensors: list[Tensor]) -> Tensor:
     problem = Problem.named(name)
     arguments = _arguments(layout, tensors[has_x:])
@@ -148,7 +133,7 @@ def _shape_of_y(
     return torch.Size((*mapping.sizes, *batch, *(inside[0][len(inside[0]) - k :] if has_x else ())))
 
 
-@_library.register_vmap("backsolve::solve")
+@library.register_vmap("backsolve::solve")
 def _(info: Any, in_dims: Any, name: str, layout: str, has_x: bool, mapped: list[int], tensors: list[Tensor]) -> Any:
     moved, mapped = _moved(tensors, in_dims[4], mapped)
     return torch.ops.backsolve.solve(name, layout, has_x, mapped, moved), 0
@@ -162,7 +147,7 @@ JUDGE = (
 )
 
 
-@_operation("judge", JUDGE)
+@operation("judge", JUDGE)
 def judge_op(
     y: Tensor, name: str, layout: str, has_x: bool, backward_only: bool, mapped: list[int], excess: Tensor,
     given: list[Tensor],
@@ -205,7 +190,7 @@ def _judge_closely(problem: Problem, forward: Mapped, y: Tensor, x: Tensor | Non
         raise errors.other_closure(problem.call)
 
 
-@_library.register_vmap("backsolve::judge")
+@library.register_vmap("backsolve::judge")
 def _(
     info: Any, in_dims: Any, y: Tensor, name: str, layout: str, has_x: bool, backward_only: bool, mapped: list[int],
     excess: Tensor, given: list[Tensor],
@@ -228,7 +213,7 @@ SPOIL = (
 )
 
 
-@_operation("spoil_singular", SPOIL)
+@operation("spoil_singular", SPOIL)
 def spoil_singular_op(
     result: Tensor, name: str, layout: str, has_x: bool, mapped: list[int], suspicious: Tensor, y: Tensor,
     params: list[Tensor],
@@ -255,7 +240,7 @@ def spoil_singular_op(
             result.copy_(spoil(failed, result.dim() - failed.dim(), result))
 
 
-@_library.register_vmap("backsolve::spoil_singular")
+@library.register_vmap("backsolve::spoil_singular")
 def _(
     info: Any, in_dims: Any, result: Tensor, name: str, layout: str, has_x: bool, mapped: list[int],
     suspicious: Tensor, y: Tensor, params: list[Tensor],
@@ -272,7 +257,7 @@ SOLVE_TRANSPOSED = (
 )
 
 
-@_operation("solve_transposed", SOLVE_TRANSPOSED)
+@operation("solve_transposed", SOLVE_TRANSPOSED)
 def solve_transposed_op(
     name: str, layout: str, has_x: bool, mapped: list[int], v: Tensor, y: Tensor, value: Tensor, params: list[Tensor]
 ) -> Tensor:
@@ -299,7 +284,7 @@ def solve_transposed_op(
         return rule.spoil_singular(assembled, w, rule.event_dim).contiguous()
 
 
-@_library.register_fake("backsolve::solve_transposed")
+@library.register_fake("backsolve::solve_transposed")
 def _(
     name: str, layout: str, has_x: bool, mapped: list[int], v: Tensor, y: Tensor, value: Tensor, params: list[Tensor]
 ) -> Tensor:
@@ -307,7 +292,7 @@ def _(
     return v.new_empty(mapping.fill(v, 0).shape)
 
 
-@_library.register_vmap("backsolve::solve_transposed")
+@library.register_vmap("backsolve::solve_transposed")
 def _(
     info: Any, in_dims: Any, name: str, layout: str, has_x: bool, mapped: list[int], v: Tensor, y: Tensor,
     value: Tensor, params: list[Tensor],

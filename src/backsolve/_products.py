@@ -1,9 +1,9 @@
 """J under torch.func and forward mode where it is never formed: its linear systems are inverse problems themselves.
 
-`J^T w = v` is solved `concretely`, by a Krylov method on plain numbers with mapped dimensions as batch, and the implicit
-rule is attached to w as to any y: its f is `w -> J^T w`, with y and the inputs of the original f as params. A tangent
-solves `J u = t`, and f is `u -> J u`. The derivative of such a solve is another one with J or its transpose at the same
-y, so that two functions serve all orders.
+`J^T w = v` is solved `concretely`, by a Krylov method on plain numbers with mapped dimensions as batch, and the
+implicit rule is attached to w as to any y: its f is `w -> J^T w`, with y and the inputs of the original f as params. A
+tangent solves `J u = t`, and f is `u -> J u`. The derivative of such a solve is another one with J or its transpose at
+the same y, so that two functions serve all orders.
 """
 
 from __future__ import annotations

@@ -54,6 +54,8 @@ class Banded(Jacobian):
     upper: int
     entries: Entries | None = None
 
+    largest_traced = 4096
+
     def __post_init__(self) -> None:
         for name in ("lower", "upper"):
             value = getattr(self, name)
