@@ -185,6 +185,10 @@ TOO_LARGE_TO_COMPILE = (
     "(MatrixFree: 1024, Banded: 4096 at most); apply torch.func to the uncompiled Inverse, or compile the Inverse and "
     "take its derivative with backward()"
 )
+NEEDS_MATRIX = (
+    "backsolve: this needs all of J, which MatrixFree forms for events of at most 1024 elements; declare Banded, "
+    "Triangular or Diagonal, or Dense() if the memory is there"
+)
 SHARDED_NOT_COMPILED = "backsolve: a call on DTensors is not compiled; compile without fullgraph=True"
 MADE_INSIDE = (
     "backsolve: no Inverse can be made inside of a compiled function; make it outside, in __init__ or at module level"

@@ -13,7 +13,7 @@ from torch import Tensor
 from backsolve import errors
 from backsolve._random import gaussian_like
 from backsolve._solution import event_norm
-from backsolve._torch import GradMode, fold_batched_grads, is_grads_batched
+from backsolve._torch import GradMode, fold_batched_grads, is_grads_batched, not_traced
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.dense import Dense
 from backsolve.jacobians.factored import FactoredAt, dense_matrix, split
@@ -265,5 +265,10 @@ def formed(at: Linearized, purpose: str) -> FactoredAt:
     """J as a matrix after all, for what has no other way."""
     n = math.prod(split(at.y, at.event_dim)[1])
     if n > _DENSE:
-        raise errors.needs_matrix(purpose, n, _DENSE)
+        _refuse(purpose, n)
     return FactoredAt(LU(), at, dense_matrix)
+
+
+@not_traced(errors.NEEDS_MATRIX)
+def _refuse(purpose: str, n: int) -> None:
+    raise errors.needs_matrix(purpose, n, _DENSE)
