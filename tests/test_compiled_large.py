@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from backsolve import Banded, Dense, Inverse, MatrixFree, errors, inverse
 from backsolve.jacobians import Jacobian
-from tests.test_matrix_free import g_from, mixing, random
+from tests.test_matrix_free import g_from, random
 from tests.test_products import shifted
 from tests.test_transforms import assert_same
 
@@ -161,7 +161,9 @@ def test_a_singular_band_becomes_nan() -> None:
 # ---- the derivative of a compiled vmap ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("structure", [None, Banded(1, 1), MatrixFree(rtol=1e-15)], ids=["default", "bands", "products"])
+@pytest.mark.parametrize(
+    "structure", [None, Banded(1, 1), MatrixFree(rtol=1e-15)], ids=["default", "bands", "products"]
+)
 @pytest.mark.parametrize("nested", [False, True])
 def test_backward_of_a_compiled_vmap(structure: Jacobian | None, nested: bool) -> None:
     """Dynamo takes what a vmap maps for constants, and drops the backward of a custom Function there."""
@@ -208,27 +210,23 @@ def test_what_does_not_converge_raises_in_the_backward_pass() -> None:
 
 
 def test_weights_that_change_before_the_backward_pass_are_an_error() -> None:
-    """The operation reads what f closes over later than the graph did."""
-    mix, w = mixing(20, 0.3)
-    inv = inverse(lambda y: mix(y, w), lambda x: g_from(mix, w)(x), event_dim=1, jacobian=MatrixFree())
+    """The operation reads what f closes over later than the graph did; of a linear f torch saves no weights."""
+    w = torch.eye(20, dtype=torch.float64) + 0.1 * random(0, 20, 20)
+    inv = inverse(lambda y: y @ w.mT, lambda x: x @ torch.linalg.inv(w).mT, event_dim=1, jacobian=MatrixFree())
     x = random(1, 3, 20).requires_grad_()
     value = compiled(lambda x: inv(x).sum())(x)
     w.mul_(1.5)
-    with pytest.raises((errors.StructureError, RuntimeError), match="another value|modified by an inplace"):
+    with pytest.raises(errors.StructureError, match="another value"):
         torch.autograd.grad(value, x)
 
 
 def test_the_default_for_many_entries_is_as_in_eager_code() -> None:
     """Products in an operation, which raises where J is singular."""
     scale = torch.ones(600, dtype=torch.float64)
-
-    def use(x: Tensor, a: Tensor) -> Tensor:
-        inv = inverse_of_scale(scale)
-        return inv(x, a).cos().sum()
-
-    inv, sizes = inverse(
-        lambda y, a: scale * shifted(y, a), lambda x, a: g_from(shifted, a)(x / scale), event_dim=1
-    ), list[int]()
+    inv, sizes = (
+        inverse(lambda y, a: scale * shifted(y, a), lambda x, a: g_from(shifted, a)(x / scale), event_dim=1),
+        list[int](),
+    )
     inputs = arguments(600)
     found = torch.autograd.grad(compiled(total(inv), measuring(sizes))(*inputs), inputs)
     assert max(sizes) < 600**2
@@ -242,29 +240,23 @@ def test_the_default_for_many_entries_is_as_in_eager_code() -> None:
         torch.autograd.grad(value, x)
 
 
-TRANSFORMS: dict[str, Callable[[Inverse], Callable[..., Tensor]]] = {
-    "grad": lambda inv: grad(total(inv)),
-    "jvp": lambda inv: lambda x, a: jvp(lambda x: inv(x, a), (x,), (x,))[1],
-    "jvp(grad)": lambda inv: lambda x, a: jvp(lambda x: grad(total(inv))(x, a), (x,), (x,))[1],
-    "vmap(grad)": lambda inv: lambda x, a: vmap(grad(total(inv)), (0, None))(torch.stack([x, x / 2]), a),
-}
+@pytest.mark.parametrize("make", [banded, by_products])
+def test_torch_func_inside_is_refused_for_large_events(make: Callable[[], Inverse]) -> None:
+    """No matrix is made behind anybody's back."""
+    inv, inputs = make(), tuple(t.detach() for t in arguments(5_000))
+    for use in (grad(total(inv)), vmap(inv, (0, None)), lambda x, a: jvp(lambda x: inv(x, a), (x,), (x,))[1]):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"backsolve: torch.func inside of torch.compile"):
+            compiled(use)(*(torch.stack([inputs[0]] * 2), inputs[1]))
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
 @pytest.mark.filterwarnings("ignore:.*torch._C._functorch")
-@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache")
 @pytest.mark.parametrize("make", [banded, by_products])
-def test_torch_func_inside_is_refused_for_large_events(make: Callable[[], Inverse], transform: str) -> None:
-    """No matrix is made behind anybody's back; without fullgraph the graph breaks, and eager code takes over."""
+def test_without_fullgraph_eager_code_takes_over(make: Callable[[], Inverse]) -> None:
     inv, inputs = make(), tuple(t.detach() for t in arguments(5_000))
-    use = TRANSFORMS[transform](inv)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"backsolve: torch.func inside of torch.compile"):
-        compiled(use)(*inputs)
-    torch._dynamo.reset()
+    use = lambda x, a: jvp(lambda x: grad(total(inv))(x, a), (x,), (x,))[1]  # noqa: E731
     assert_same(compiled(use, fullgraph=False)(*inputs), use(*inputs))
-    torch._dynamo.reset()
-    small = tuple(t.detach() for t in arguments(30))
-    assert_same(compiled(use)(*small), use(*small))
 
 
 def test_the_log_determinant_of_products_is_refused_for_large_events() -> None:
