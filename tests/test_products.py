@@ -482,6 +482,18 @@ def test_empty_and_small_events(shape: tuple[int, ...]) -> None:
     assert jacrev(inv)(x).shape == shape * 2
 
 
+def test_second_backward_of_a_vmap() -> None:
+    """Outside of the level whose samples f has on the left by now."""
+    _, _, exact, (x, a) = METHODS["gmres"]
+
+    def second(h: Function) -> Any:
+        leaves = [torch.stack([x, x / 2]).requires_grad_(), torch.stack([a, 0.9 * a]).requires_grad_()]
+        first = torch.autograd.grad(vmap(h)(*leaves).cos().sum(), leaves, create_graph=True)
+        return [*first, *torch.autograd.grad(sum((t**2).sum() for t in first), leaves)]
+
+    assert_same(second(inverse_by("gmres", "explicit")), second(exact))
+
+
 def test_batched_cotangents_of_what_was_made_under_a_transform() -> None:
     """`is_grads_batched` is a vmap of its own, older than torch.func; second derivatives included."""
     _, _, exact, (x, a) = METHODS["gmres"]

@@ -86,7 +86,8 @@ def solve_by_products(
     product, given = Product(assembled.options, forward, transposed), (y, *inputs)
     model = Model(product, product, rule.event_dim, rule.call)
     own_forward = Mapped(Forward(model, Arguments(given, {}), False), (), Mapping(), given)
-    u = attach(Rule(product, rule.event_dim, rule.on_failure, False, rule.call), own_forward, u, None, b, *given)
+    own_rule = Rule(product, rule.event_dim, rule.on_failure, False, rule.call)
+    u = attach(own_rule, own_forward, u, None, b, *given)
     return u if factor is None else u * factor.reshape(factor.shape + (1,) * rule.event_dim)
 
 

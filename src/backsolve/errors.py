@@ -182,8 +182,8 @@ NOT_COMPILED = (
 )
 TOO_LARGE_TO_COMPILE = (
     "backsolve: torch.func inside of torch.compile needs J as a matrix, and events of so many elements have none "
-    "(MatrixFree: 1024, Banded: 4096 at most); apply torch.func to the uncompiled Inverse, or compile the Inverse and "
-    "take its derivative with backward()"
+    "(MatrixFree: 1024 at most, Banded: 4096, the default: 16384); apply torch.func to the uncompiled Inverse, or "
+    "compile the Inverse and take its derivative with backward()"
 )
 NEEDS_MATRIX = (
     "backsolve: this needs all of J, which MatrixFree forms for events of at most 1024 elements; declare Banded, "

@@ -27,8 +27,11 @@ class Default(Jacobian):
     There `w += v - J^T w` is tried, then GMRES for events of 256 elements and more, at most 50 products in all. Its
     residual is checked as always, and what it does not solve is solved with the matrix, which also tells if J is
     singular; the next 64 calls for events of this kind then begin with the matrix. If J has more than 2^28 entries
-    there is no matrix, and an error says what to declare.
+    there is no matrix, and an error says what to declare. The same holds under torch.func, for each sample of a vmap,
+    and in the backward pass of a compiled function; torch.func inside of torch.compile takes the matrix.
     """
+
+    largest_traced = 2**14  # squared, _TOO_MANY
 
     _paused: dict[Any, int] = field(default_factory=dict, repr=False, compare=False)
 

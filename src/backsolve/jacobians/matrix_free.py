@@ -33,9 +33,10 @@ class MatrixFree(Jacobian):
     another one, to any order.
 
     A singular J shows as a solve that does not converge, and a turning point of f as one whose large solution means
-    nothing for a J beside y; what happens then, says `on_failure`. The log-determinant, `Inverse.jacobian`, torch.func,
-    forward-mode AD and torch.compile need all of J, which is formed for events of up to 1024 elements and refused with
-    StructureError for larger ones.
+    nothing for a J beside y; what happens then, says `on_failure`. All of this holds under torch.func and forward-mode
+    AD, where mapped dimensions are batch dimensions of the iteration, and in the backward pass of a compiled function.
+    The log-determinant, `Inverse.jacobian`, and torch.func inside of torch.compile need all of J, which is formed for
+    events of up to 1024 elements and refused for larger ones.
 
     Args:
         method: "gmres", which is robust and keeps `restart` vectors; "bicgstab", which keeps seven; "cg" for a J that
@@ -48,7 +49,7 @@ class MatrixFree(Jacobian):
         maxiter: the largest number of products with J or its transpose.
         restart: the size at which GMRES throws its basis away.
         preconditioner: called as `preconditioner(r, y, transposed)`, an approximation of `J^-1 r` at y, or of
-            `J^-T r`; linear in r, and batched as y is.
+            `J^-T r`; linear in r, and batched as y is, mapped dimensions first: it sees plain tensors.
         fallback: what solves for the events that have not converged, such as `Dense()`, and those with so large a w
             that J may be singular; it also gives what needs all of J. None: raise.
 
@@ -62,6 +63,8 @@ class MatrixFree(Jacobian):
         >>> x.grad
         tensor([0.9091, 0.9091, 0.9091])
     """
+
+    largest_traced = _DENSE
 
     method: Literal["gmres", "bicgstab", "cg", "richardson"] = "gmres"
     rtol: float | None = None
@@ -83,11 +86,6 @@ class MatrixFree(Jacobian):
     def entries_shape(self, y: torch.Size, event_dim: int) -> torch.Size:
         """There are none."""
         raise NotImplementedError
-
-    @property
-    def largest_traced(self) -> int:  # type: ignore[override]
-        """As many elements as a J that is formed may have."""
-        return _DENSE
 
     def is_formed(self, y: Tensor, event_dim: int) -> bool:
         """Never, if there is a choice."""
