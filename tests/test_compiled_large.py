@@ -9,14 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
+from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 from torch.nn.functional import pad
 
 from backsolve import Banded, Dense, Inverse, MatrixFree, errors, inverse
 from backsolve.jacobians import Jacobian
+from tests.problems import BY_NAME
 from tests.test_matrix_free import g_from, random
 from tests.test_products import shifted
 from tests.test_transforms import assert_same
+from tests.transforms import Transform
+from tests.transforms_page import COMPILED
 
 pytestmark = [  # of torch's own making, while it traces any custom autograd.Function
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
@@ -158,6 +162,109 @@ def test_a_singular_band_becomes_nan() -> None:
     torch.testing.assert_close(found[::2], 2 * x[::2])
 
 
+# ---- torch.func inside of the graph ---------------------------------------------------------------------------------
+
+INSIDE: dict[str, Callable[[Inverse], Callable[..., Any]]] = {
+    "grad": lambda inv: grad(total(inv), (0, 1)),
+    "jvp": lambda inv: lambda x, a: jvp(inv, (x, a), (x, a))[1],
+    "jvp(grad)": lambda inv: lambda x, a: jvp(grad(total(inv), (0, 1)), (x, a), (x, a))[1],
+    "vmap(grad)": lambda inv: lambda x, a: vmap(grad(total(inv), (0, 1)), (0, None))(torch.stack([x, x / 2]), a),
+}
+
+
+@pytest.mark.parametrize("transform", INSIDE)
+@pytest.mark.parametrize("make", [banded, by_products])
+def test_torch_func_inside(make: Callable[[], Inverse], transform: str) -> None:
+    inputs, sizes = tuple(t.detach() for t in arguments(5_000)), list[int]()
+    use = INSIDE[transform](make())
+    found = compiled(use, measuring(sizes))(*inputs)
+    assert max(sizes) <= 10 * 2 * 5_000
+    assert_same(found, use(*inputs))
+
+
+@pytest.mark.parametrize("transform", [pytest.param(t, id=n) for n, t in COMPILED.items()])
+def test_every_transform_of_products(transform: Transform) -> None:
+    problem = BY_NAME["mixed sinh"]
+    inputs = tuple(t.detach() for t in problem.inputs())
+    inv = problem.explicit(jacobian=MatrixFree(rtol=1e-15))
+    assert_same(compiled(lambda *i: transform(inv, i))(*inputs), transform(problem.exact, inputs))
+
+
+@pytest.mark.parametrize("transform", ["hessian", "grad(grad(grad))", "jvp(vmap(grad))"])
+@pytest.mark.parametrize("structure", [Banded(1, 1), Banded(2, 1)], ids=str)
+def test_transforms_of_bands(structure: Banded, transform: str) -> None:
+    problem = BY_NAME["tridiagonal"]
+    inputs = tuple(t.detach() for t in problem.inputs())
+    inv = problem.explicit(jacobian=structure)
+    use = COMPILED[transform]
+    assert_same(compiled(lambda *i: use(inv, i))(*inputs), use(problem.exact, inputs))
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("make", [banded, by_products])
+def test_backward_of_compiled_grads(make: Callable[..., Inverse], depth: int) -> None:
+    """The derivative that the backward pass adds to those taken inside is right, too."""
+
+    def nested(h: Any) -> Any:
+        for _ in range(depth):
+            h = (lambda h: lambda x, a: grad(lambda x: h(x, a).sin().sum())(x))(h)
+        return lambda x, a: h(x, a).cos().sum()
+
+    inputs = arguments(6, 2)
+    options = {"jacobian": MatrixFree(rtol=1e-15)} if make is by_products else {}
+    inv = make(**options)
+    found = torch.autograd.grad(compiled(nested(inv))(*inputs), inputs)
+    assert_same(found, torch.autograd.grad(nested(inv)(*inputs), inputs))
+
+
+def test_inside_of_a_dual_level() -> None:
+    inv, (x, a) = by_products(), arguments(30)
+    t = random(1, 30)
+    with forward_ad.dual_level():
+        dual = compiled(lambda x: inv(x, a))(forward_ad.make_dual(x.detach(), t))
+        tangent = forward_ad.unpack_dual(dual).tangent
+    assert_same(tangent, jvp(lambda x: inv(x, a), (x.detach(),), (t,))[1])
+
+
+def test_what_f_closes_over() -> None:
+    layer = torch.nn.Linear(6, 6, dtype=torch.float64)
+    mix = lambda y: y + 0.3 * torch.tanh(layer(y))  # noqa: E731
+    inv = inverse(mix, lambda x: g_from(lambda y, _: mix(y), x)(x), event_dim=1, jacobian=MatrixFree(rtol=1e-15))
+    x = random(0, 2, 6)
+    inputs = (x.requires_grad_(), *layer.parameters())
+    use = lambda x: grad(lambda x: inv(x).cos().sum())(x).sin().sum()  # noqa: E731
+    assert_same(torch.autograd.grad(compiled(use)(x), inputs), torch.autograd.grad(_by_backward(inv, x), inputs))
+
+
+def _by_backward(inv: Inverse, x: Tensor) -> Tensor:
+    return torch.autograd.grad(inv(x).cos().sum(), x, create_graph=True)[0].sin().sum()
+
+
+def test_what_fails_inside() -> None:
+    scale = torch.ones(3, 50, dtype=torch.float64)
+    scale[1, 7] = 0
+    x = scale * random(0, 3, 50)
+    for structure, error in ((Banded(1, 1), errors.SingularJacobianError), (MatrixFree(), errors.ConvergenceError)):
+        for policy in ("raise", "nan"):
+            inv = inverse(lambda y: scale * y, lambda x: x.clone(), event_dim=1, jacobian=structure, on_failure=policy)
+            torch._dynamo.reset()
+            use = compiled(grad(lambda x, inv=inv: (inv(x) ** 2).sum()))
+            if policy == "raise":
+                with pytest.raises(error, match=r"index \(1,\)"):
+                    use(x)
+            else:
+                assert use(x).isnan().all(-1).tolist() == [False, True, False]
+
+
+def test_log_determinants_inside() -> None:
+    inv, (x, a) = banded(), arguments(30)
+    use = grad(lambda x, a: inv.with_log_det(x, a)[1], (0, 1))
+    assert_same(compiled(use)(x.detach(), a.detach()), use(x.detach(), a.detach()))
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"backsolve: this needs all of J"):
+        compiled(use)(arguments(5_000)[0].detach(), a.detach())
+
+
 # ---- the derivative of a compiled vmap ------------------------------------------------------------------------------
 
 
@@ -238,25 +345,6 @@ def test_the_default_for_many_entries_is_as_in_eager_code() -> None:
     value = compiled(lambda x: singular(x).sum())(x)
     with pytest.raises(errors.SingularJacobianError):
         torch.autograd.grad(value, x)
-
-
-@pytest.mark.parametrize("make", [banded, by_products])
-def test_torch_func_inside_is_refused_for_large_events(make: Callable[[], Inverse]) -> None:
-    """No matrix is made behind anybody's back."""
-    inv, inputs = make(), tuple(t.detach() for t in arguments(5_000))
-    for use in (grad(total(inv)), vmap(inv, (0, None)), lambda x, a: jvp(lambda x: inv(x, a), (x,), (x,))[1]):
-        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"backsolve: torch.func inside of torch.compile"):
-            compiled(use)(*(torch.stack([inputs[0]] * 2), inputs[1]))
-
-
-@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
-@pytest.mark.filterwarnings("ignore:.*torch._C._functorch")
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache")
-@pytest.mark.parametrize("make", [banded, by_products])
-def test_without_fullgraph_eager_code_takes_over(make: Callable[[], Inverse]) -> None:
-    inv, inputs = make(), tuple(t.detach() for t in arguments(5_000))
-    use = lambda x, a: jvp(lambda x: grad(total(inv))(x, a), (x,), (x,))[1]  # noqa: E731
-    assert_same(compiled(use, fullgraph=False)(*inputs), use(*inputs))
 
 
 def test_the_log_determinant_of_products_is_refused_for_large_events() -> None:

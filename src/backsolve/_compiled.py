@@ -13,8 +13,7 @@ The residual is part of the graph. Where it is large, a second custom operation 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +23,22 @@ from torch import Tensor
 from backsolve._arguments import Arguments
 from backsolve._functional import Functional
 from backsolve._levels import Mapping
+from backsolve._library import library
 from backsolve._mapped import Mapped
-from backsolve._operations import excess_of, layout_of
+from backsolve._operations import CONNECT, SOLVE_J, SOLVE_TRANSPOSED, excess_of, layout_of
 from backsolve._solve import Problem
-from backsolve._torch import active_transform, depth_of_transforms, is_torch_function, stored, without_autocast
+from backsolve._torch import (
+    active_transform,
+    apply_at_one_level,
+    at_outer_levels,
+    depth_of_transforms,
+    is_torch_function,
+    stored,
+    tangents_of_tangents,
+    without_autocast,
+)
 from backsolve.jacobians import Assembled
+from backsolve.linalg.factored import primal
 
 
 class _Implicit(torch.autograd.Function):
@@ -43,13 +53,58 @@ class _Implicit(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (v,) = grads
         if not ctx.call.is_formed(ctx.y):
-            return None, ctx.call.solve_transposed(v, ctx.y, ctx.value), None, None
+            return None, ctx.call.solve(SOLVE_TRANSPOSED, v, ctx.y, ctx.value), None, None
         y = ctx.y + (v - v)  # 0: or torch makes J in the forward pass, where it is not needed
         assembled = ctx.call.assemble(y, ctx.value)
         w = assembled.solve_transposed(v)
         if ctx.call.rule.on_failure != "ignore":
             ctx.call.spoil(w, assembled.suspicious(), ctx.y)
         return None, w, None, None
+
+
+class _Linear(torch.autograd.Function):
+    """The derivatives of `solve_linear`, at one level of torch.func or in plain autograd: all but b are constants.
+
+    As a kernel of an operation dynamo does not see it, and so cannot drop it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, problem: tuple[Any, ...], kind: int, mapped: list[int], b: Tensor, *given: Tensor) -> Tensor:
+        ctx.problem, ctx.kind, ctx.mapped = problem, kind, mapped
+        ctx.save_for_backward(*given)
+        ctx.save_for_forward(*given)
+        with at_outer_levels():
+            return _solve_linear(problem, kind, mapped, b, given)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        kind = SOLVE_J if ctx.kind == SOLVE_TRANSPOSED else SOLVE_TRANSPOSED
+        given = ctx.saved_tensors
+        return None, None, None, _solve_linear(ctx.problem, kind, ctx.mapped, grads[0], given), *(None for _ in given)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        t = tangents[3]
+        assert t is not None
+        with tangents_of_tangents():
+            given = [primal(t) for t in ctx.saved_tensors]
+            kind = SOLVE_TRANSPOSED if ctx.kind == SOLVE_TRANSPOSED else SOLVE_J
+            return _solve_linear(ctx.problem, kind, ctx.mapped, primal(t), given)
+
+
+def _solve_linear(problem: tuple[Any, ...], kind: int, mapped: list[int], b: Tensor, given: Sequence[Tensor]) -> Tensor:
+    y, value, *params = given
+    return torch.ops.backsolve.solve_linear(*problem, kind, mapped, b, y, value, params)
+
+
+def _differentiable(
+    name: str, layout: str, has_x: bool, kind: int, mapped: list[int], b: Tensor, y: Tensor, value: Tensor,
+    params: list[Tensor],
+) -> Tensor:  # fmt: skip
+    return apply_at_one_level(_Linear, (name, layout, has_x), kind, mapped, b, y, value, *params)
+
+
+library.impl("backsolve::solve_linear", "Autograd", _differentiable)
 
 
 @dataclass(frozen=True)
@@ -83,13 +138,6 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments) -> Solved:
         with torch.no_grad():
             y = call.judged(y, x)
         return Solved(call.attached(y, x), call)
-
-
-def is_too_large(problem: Problem, x: Tensor) -> bool:
-    """Whether torch.func is to be traced for events whose J, or the matrix that the graph would make of it, is huge."""
-    k = problem.rule.event_dim
-    limit = problem.rule.jacobian.largest_traced
-    return limit is not None and active_transform() is not None and math.prod(x.shape[x.dim() - k :]) > limit
 
 
 class Call:
@@ -132,6 +180,8 @@ class Call:
             value = x if self.problem.is_tested else None
             r = -z if x is None else x - z
             return _Implicit.apply(y, r, self, value if self.is_formed(y) else z.detach())
+        if self.rule.jacobian.fills_when_traced or not self.is_formed(y):
+            return self._connected(y, x)
         order = 0
         while (
             order <= self.depth
@@ -166,7 +216,16 @@ class Call:
         """Whether J is a matrix, or entries of one, in the graph."""
         return self.rule.jacobian.is_formed(y, self.rule.event_dim)
 
-    def solve_transposed(self, v: Tensor, y: Tensor, value: Tensor) -> Tensor:
-        """`J^-T v` where J is not formed; the operation raises, or warns, as the policy says."""
-        given = self.problem.name, self.layout, self.has_x, [], v, y, value, self.detached
-        return torch.ops.backsolve.solve_transposed(*given)
+    def solve(self, kind: int, b: Tensor, y: Tensor, value: Tensor) -> Tensor:
+        """`J^-1 b` or `J^-T b` where J is not in the graph; the operation raises, or warns, as the policy says."""
+        given = self.problem.name, self.layout, self.has_x, kind, [], b, y, value, self.detached
+        return torch.ops.backsolve.solve_linear(*given)
+
+    def _connected(self, y: Tensor, x: Tensor | None) -> Tensor:
+        """y by chord steps, whose J is that at the y of g, a constant: each makes one more derivative right."""
+        with torch.no_grad():
+            start, value = y.detach(), self.forward(y, self.detached).detach()
+        for _ in range(self.depth + 1):  # as above
+            z = self.forward(y, self.tensors)
+            y = y + self.solve(CONNECT, -z if x is None else x - z, start, value)
+        return y

@@ -388,7 +388,6 @@ def _call(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
 
 # What walks autograd graphs must not be traced.
 _uncompiled_call = never_compiled(_call, errors.NOT_COMPILED)
-_uncompiled_large_call = never_compiled(_call, errors.TOO_LARGE_TO_COMPILE)
 _sharded_call = never_compiled(_sharded.call, errors.SHARDED_NOT_COMPILED)
 
 
@@ -399,8 +398,6 @@ def _compiled_call(problem: Problem, x: Tensor | None, arguments: Arguments, rep
     """
     if report or (x is None and problem.rule.event_dim):
         return _uncompiled_call(problem, x, arguments, report=report)
-    if x is not None and _compiled.is_too_large(problem, x):
-        return _uncompiled_large_call(problem, x, arguments, report=report)
     return _compiled.solve(problem, x, arguments)
 
 

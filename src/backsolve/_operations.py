@@ -250,52 +250,62 @@ def _(
     return None, None
 
 
-# ---- a solve with J^T -----------------------------------------------------------------------------------------------
+# ---- a solve with J -------------------------------------------------------------------------------------------------
 
-SOLVE_TRANSPOSED = (
-    "(str name, str layout, bool has_x, int[] mapped, Tensor v, Tensor y, Tensor value, Tensor[] params) -> Tensor"
+CONNECT, SOLVE_J, SOLVE_TRANSPOSED = 0, 1, 2
+
+SOLVE_LINEAR = (
+    "(str name, str layout, bool has_x, int kind, int[] mapped, Tensor b, Tensor y, Tensor value, Tensor[] params) "
+    "-> Tensor"
 )
 
 
-@operation("solve_transposed", SOLVE_TRANSPOSED)
-def solve_transposed_op(
-    name: str, layout: str, has_x: bool, mapped: list[int], v: Tensor, y: Tensor, value: Tensor, params: list[Tensor]
-) -> Tensor:
-    """`J^-T v` as eager code has it, for a J that is never formed: the number of products is not known when tracing.
+@operation("solve_linear", SOLVE_LINEAR)
+def solve_linear_op(
+    name: str, layout: str, has_x: bool, kind: int, mapped: list[int], b: Tensor, y: Tensor, value: Tensor,
+    params: list[Tensor],
+) -> Tensor:  # fmt: skip
+    """`J^-1 b`, or `J^-T b`, as eager code has it, for a J that is not in the graph; `_compiled` has the derivatives.
 
     Args:
         name: that of the problem.
         layout: of the params.
         has_x: whether there is an x.
-        mapped: which of v, y, value and params are mapped.
-        v: the cotangent.
+        kind: SOLVE_J, SOLVE_TRANSPOSED, or CONNECT for 0 with the derivatives of `J^-1 b`.
+        mapped: which of b, y, value and params are mapped; b always is.
+        b: the right-hand side.
         y: where J is.
         value: f(y) in the call; f must not have changed since.
         params: their tensors.
     """
-    problem, mapping = Problem.named(name), _mapping(mapped, [v, y, value, *params])
+    if kind == CONNECT:
+        return torch.zeros_like(b, memory_format=torch.contiguous_format)
+    problem, mapping = Problem.named(name), _mapping(mapped, [b, y, value, *params])
     rule = problem.rule
-    v, y, value = (mapping.fill(t, i) for i, t in enumerate((v, y, value)))
+    b, y, value = (mapping.fill(t, i) for i, t in enumerate((b, y, value)))
     with eagerly(), without_autocast(y.device):
         at = linearize(_forward(problem, layout, has_x, mapping[3:], params), y)
         check_value(at, torch.where(y.isnan(), at.value, value))
         assembled = rule.jacobian.assemble(at)
-        w = assembled.solve_transposed(v)
-        return rule.spoil_singular(assembled, w, rule.event_dim).contiguous()
+        u = assembled.solve_transposed(b) if kind == SOLVE_TRANSPOSED else assembled.solve(b)
+        return rule.spoil_singular(assembled, u, rule.event_dim).contiguous()
 
 
-@library.register_fake("backsolve::solve_transposed")
+@library.register_fake("backsolve::solve_linear")
 def _(
-    name: str, layout: str, has_x: bool, mapped: list[int], v: Tensor, y: Tensor, value: Tensor, params: list[Tensor]
-) -> Tensor:
-    mapping = _mapping(mapped, [v, y, value, *params])
-    return v.new_empty(mapping.fill(v, 0).shape)
+    name: str, layout: str, has_x: bool, kind: int, mapped: list[int], b: Tensor, y: Tensor, value: Tensor,
+    params: list[Tensor],
+) -> Tensor:  # fmt: skip
+    return b.new_empty(b.shape)
 
 
-@library.register_vmap("backsolve::solve_transposed")
+@library.register_vmap("backsolve::solve_linear")
 def _(
-    info: Any, in_dims: Any, name: str, layout: str, has_x: bool, mapped: list[int], v: Tensor, y: Tensor,
+    info: Any, in_dims: Any, name: str, layout: str, has_x: bool, kind: int, mapped: list[int], b: Tensor, y: Tensor,
     value: Tensor, params: list[Tensor],
 ) -> Any:  # fmt: skip
-    (v, y, value, *params), mapped = _moved([v, y, value, *params], [*in_dims[4:7], *in_dims[7]], mapped)
-    return torch.ops.backsolve.solve_transposed(name, layout, has_x, mapped, v, y, value, params), 0
+    b_dim = in_dims[5]
+    if b_dim is None:  # the gradient of a b that is not mapped is a sum, which belongs to `expand`
+        b, b_dim = b.expand(info.batch_size, *b.shape), 0
+    (b, y, value, *params), mapped = _moved([b, y, value, *params], [b_dim, *in_dims[6:8], *in_dims[8]], mapped)
+    return torch.ops.backsolve.solve_linear(name, layout, has_x, kind, mapped, b, y, value, params), 0

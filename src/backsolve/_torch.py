@@ -309,6 +309,24 @@ def eagerly() -> AbstractContextManager[Any]:
     return _C._ForceDispatchKeyGuard(*_DISPATCH)
 
 
+def apply_at_one_level(function: Any, *args: Any) -> Any:
+    """`torch.autograd.Function.apply` for the innermost level of torch.func alone, as a kernel of an operation."""
+    allowed: Any = _C._functorch
+    before = allowed.get_single_level_autograd_function_allowed()
+    allowed.set_single_level_autograd_function_allowed(True)
+    try:
+        return eager_apply.__get__(None, function)(*args)
+    finally:
+        allowed.set_single_level_autograd_function_allowed(before)
+
+
+@contextmanager
+def at_outer_levels() -> Generator[None]:
+    """Inside of the forward of such a Function: an operation goes on to the other levels, which have derivatives."""
+    with torch.enable_grad(), tangents_of_tangents(), _C._AutoDispatchBelowAutograd():
+        yield
+
+
 def is_differentiated(tensor: Tensor) -> bool:
     """Whether a derivative of any kind could flow to a tensor, or a level of torch.func maps it."""
     if tensor.requires_grad or is_functorch_wrapped(tensor):

@@ -180,14 +180,9 @@ NOT_COMPILED = (
     "backsolve: what returns a verdict (Inverse.solve), and what has a y whose shape does not follow from that of x "
     "(implicit functions, gauges and subspaces with event_dim > 0) is not compiled; compile without fullgraph=True"
 )
-TOO_LARGE_TO_COMPILE = (
-    "backsolve: torch.func inside of torch.compile needs J as a matrix, and events of so many elements have none "
-    "(MatrixFree: 1024 at most, Banded: 4096, the default: 16384); apply torch.func to the uncompiled Inverse, or "
-    "compile the Inverse and take its derivative with backward()"
-)
 NEEDS_MATRIX = (
-    "backsolve: this needs all of J, which MatrixFree forms for events of at most 1024 elements; declare Banded, "
-    "Triangular or Diagonal, or Dense() if the memory is there"
+    "backsolve: this needs all of J, which is formed for events of at most 1024 elements (MatrixFree) or 4096 "
+    "(Banded); declare another structure, or call the uncompiled Inverse"
 )
 SHARDED_NOT_COMPILED = "backsolve: a call on DTensors is not compiled; compile without fullgraph=True"
 MADE_INSIDE = (
@@ -492,11 +487,11 @@ def krylov(
     )
 
 
-def needs_matrix(purpose: str, n: int, limit: int) -> StructureError:
+def needs_matrix(purpose: str, n: int, limit: int, structure: str = "MatrixFree()") -> StructureError:
     """Something that takes all of J was asked for, and J is too large to be formed."""
     return StructureError(
         document(
-            "MatrixFree()",
+            structure,
             f"{purpose} needs all of J.",
             expected=f"events of at most {limit} elements, for which J is formed",
             got=f"events of {n} elements",

@@ -110,8 +110,8 @@ class Jacobian(ABC):
     unit_dims: int | None = None
     """How many rightmost dimensions of y form one unit that no other unit influences; None: those of the event."""
 
-    largest_traced: int | None = None
-    """The largest event for which torch.func may be traced, where a matrix is then made of what otherwise is none."""
+    fills_when_traced: bool = False
+    """Whether torch.func in a compiled graph would make a matrix of entries that are fewer."""
 
     @property
     def equations(self) -> Equations | None:

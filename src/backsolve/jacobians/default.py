@@ -28,10 +28,8 @@ class Default(Jacobian):
     residual is checked as always, and what it does not solve is solved with the matrix, which also tells if J is
     singular; the next 64 calls for events of this kind then begin with the matrix. If J has more than 2^28 entries
     there is no matrix, and an error says what to declare. The same holds under torch.func, for each sample of a vmap,
-    and in the backward pass of a compiled function; torch.func inside of torch.compile takes the matrix.
+    and in compiled functions.
     """
-
-    largest_traced = 2**14  # squared, _TOO_MANY
 
     _paused: dict[Any, int] = field(default_factory=dict, repr=False, compare=False)
 

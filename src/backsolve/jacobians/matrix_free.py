@@ -34,9 +34,9 @@ class MatrixFree(Jacobian):
 
     A singular J shows as a solve that does not converge, and a turning point of f as one whose large solution means
     nothing for a J beside y; what happens then, says `on_failure`. All of this holds under torch.func and forward-mode
-    AD, where mapped dimensions are batch dimensions of the iteration, and in the backward pass of a compiled function.
-    The log-determinant, `Inverse.jacobian`, and torch.func inside of torch.compile need all of J, which is formed for
-    events of up to 1024 elements and refused for larger ones.
+    AD, where mapped dimensions are batch dimensions of the iteration, and in compiled functions. The log-determinant
+    and `Inverse.jacobian` need all of J, which is formed for events of up to 1024 elements and refused with
+    StructureError for larger ones.
 
     Args:
         method: "gmres", which is robust and keeps `restart` vectors; "bicgstab", which keeps seven; "cg" for a J that
@@ -63,8 +63,6 @@ class MatrixFree(Jacobian):
         >>> x.grad
         tensor([0.9091, 0.9091, 0.9091])
     """
-
-    largest_traced = _DENSE
 
     method: Literal["gmres", "bicgstab", "cg", "richardson"] = "gmres"
     rtol: float | None = None

@@ -12,8 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from backsolve._torch import active_transform, without_autocast
+from backsolve import errors
+from backsolve._torch import active_transform, not_traced, without_autocast
 
+_LARGEST = 4096  # elements of an event whose bands may become a matrix
 _operations: Any = torch.ops.backsolve  # registered in operations.py
 
 
@@ -37,7 +39,7 @@ class Matrices(Protocol):
 def solve(structure: Matrices, entries: Tensor, b: Tensor, adjoint: bool) -> Tensor:
     """`A^-1 b`, or `A^-H b`."""
     if structure.bands is None or active_transform() is not None:
-        a = structure.matrix(entries)
+        a = _matrix(structure, entries)
         return torch.linalg.inv_ex(a.mH if adjoint else a)[0] @ b
     return _BandSolve.apply(structure, structure.bands, adjoint, entries, b)
 
@@ -45,7 +47,7 @@ def solve(structure: Matrices, entries: Tensor, b: Tensor, adjoint: bool) -> Ten
 def log_abs_det(structure: Matrices, entries: Tensor) -> Tensor:
     """`log|det A|`."""
     if structure.bands is None or active_transform() is not None:
-        lu = torch.linalg.lu_factor_ex(structure.matrix(entries))[0]
+        lu = torch.linalg.lu_factor_ex(_matrix(structure, entries))[0]
         return lu.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
     return _BandLogAbsDet.apply(structure.bands, entries)
 
@@ -57,9 +59,21 @@ def suspicious(structure: Matrices, entries: Tensor) -> Tensor:
     """
     if structure.bands is not None and active_transform() is None:
         return _operations.band_suspicious(entries, *structure.bands)
-    a = structure.matrix(entries)
+    a = _matrix(structure, entries)
     growth = torch.linalg.inv_ex(a)[0].abs() @ a.abs().sum(-1, keepdim=True)
     return ~(growth * torch.finfo(a.dtype).eps < 0.1).all()  # NaN compares false
+
+
+def _matrix(structure: Matrices, entries: Tensor) -> Tensor:
+    n = entries.shape[-1]
+    if structure.bands is not None and n > _LARGEST:
+        _refuse(n)
+    return structure.matrix(entries)
+
+
+@not_traced(errors.NEEDS_MATRIX)
+def _refuse(n: int) -> None:
+    raise errors.needs_matrix("torch.func of a log-determinant, compiled,", n, _LARGEST, "Banded")
 
 
 class _BandSolve(torch.autograd.Function):
