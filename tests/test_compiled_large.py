@@ -207,8 +207,11 @@ def test_backward_of_compiled_grads(make: Callable[..., Inverse], depth: int) ->
 
     def nested(h: Any) -> Any:
         for _ in range(depth):
-            h = (lambda h: lambda x, a: grad(lambda x: h(x, a).sin().sum())(x))(h)
+            h = slope(h)
         return lambda x, a: h(x, a).cos().sum()
+
+    def slope(h: Any) -> Any:
+        return lambda x, a: grad(lambda x: h(x, a).sin().sum())(x)
 
     inputs = arguments(6, 2)
     options = {"jacobian": MatrixFree(rtol=1e-15)} if make is by_products else {}
@@ -218,12 +221,12 @@ def test_backward_of_compiled_grads(make: Callable[..., Inverse], depth: int) ->
 
 
 def test_inside_of_a_dual_level() -> None:
-    inv, (x, a) = by_products(), arguments(30)
+    inv, (x, a) = by_products(), tuple(t.detach() for t in arguments(30))
     t = random(1, 30)
     with forward_ad.dual_level():
-        dual = compiled(lambda x: inv(x, a))(forward_ad.make_dual(x.detach(), t))
+        dual = compiled(lambda x: inv(x, a))(forward_ad.make_dual(x, t))
         tangent = forward_ad.unpack_dual(dual).tangent
-    assert_same(tangent, jvp(lambda x: inv(x, a), (x.detach(),), (t,))[1])
+    assert_same(tangent, jvp(lambda x: inv(x, a), (x,), (t,))[1])
 
 
 def test_what_f_closes_over() -> None:

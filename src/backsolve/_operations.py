@@ -288,7 +288,8 @@ def solve_linear_op(
         check_value(at, torch.where(y.isnan(), at.value, value))
         assembled = rule.jacobian.assemble(at)
         u = assembled.solve_transposed(b) if kind == SOLVE_TRANSPOSED else assembled.solve(b)
-        return rule.spoil_singular(assembled, u, rule.event_dim).contiguous()
+        u = rule.spoil_singular(assembled, u, rule.event_dim)
+        return u.clone(memory_format=torch.contiguous_format)  # it may be b itself, where J is the identity
 
 
 @library.register_fake("backsolve::solve_linear")
