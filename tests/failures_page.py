@@ -211,9 +211,8 @@ NOTES = """
   pseudo-inverse would.
 * A compiled graph cannot raise in its backward pass, nor warn: there a singular J gives NaN under every policy but
   "ignore". `MatrixFree()`, and the default for many entries, solve in an operation, which can. The second derivatives
-  there are those of `torch.func.grad` inside of the graph, for which `MatrixFree()` forms J; torch refuses the double
-  backward of a compiled function. Of these rows the tests repeat "raise" and "nan"; the others are as seen when this
-  page was written.
+  there are those of `torch.func.grad` inside of the graph; torch refuses the double backward of a compiled function. Of
+  these rows the tests repeat "raise" and "nan"; the others are as seen when this page was written.
 * Under a transform an index begins with the mapped dimensions.
 * `residual_tol=math.inf` switches the test of `f(g(x)) = x` off, not that of J.
 * Errors that are not about an event are raised under every policy: arguments, shapes and dtypes, a wrong structure, an

@@ -25,8 +25,8 @@ An `Inverse` is an ordinary torch function: everything in `torch.func`, forward-
 `torch.compile(fullgraph=True)` apply to it, in any order, although g is code that torch cannot see into. The table is
 made by the tests: each "right" is a comparison with the closed form (float64, 10⁻¹⁰). Eager, that is done for every
 Jacobian structure, with f taking its params as arguments and with f closing over them, and for every method of
-`MatrixFree`; compiled, for an elementwise and a dense f, and for the other structures for vjp, jvp, vmap(grad) and
-`backward`.
+`MatrixFree`; compiled, for an elementwise and a dense f and for `MatrixFree`, and for the other structures for vjp,
+jvp, vmap(grad) and `backward`.
 
 {table}
 
@@ -46,14 +46,14 @@ Jacobian structure, with f taking its params as arguments and with f closing ove
 * **Large events.** `MatrixFree` never forms J under torch.func and forward mode, at any order: `func.grad`, `jvp`,
   `vmap(grad)` and `jvp(grad)` of 65,536 unknowns take products, as many as eager code does, with the same tolerance,
   preconditioner and fallback. What does not converge raises `ConvergenceError` with the index of the event, the mapped
-  dimensions first. Compiled with a backward pass, `MatrixFree` and `Banded` need no matrix either; torch.func inside of
-  the graph does: [docs/structures.md](structures.md).
+  dimensions first. Compiled, with a backward pass or with torch.func inside of the graph, `MatrixFree` and `Banded`
+  need no matrix either: [structures of J](structures.md).
 * **Under `torch.compile`** g is one custom operation, and the residual test raises from inside the graph, too. What
-  cannot raise there is a singular J, met in the backward pass: its derivative is NaN. (`MatrixFree`, and the default
-  from 2¹⁸ entries of J on, solve in an operation, which raises.) Under `func.grad`, `jvp` and `vmap` the value of such
-  an event is NaN as well. g runs outside of the graph, so `torch.func.functional_call` inside of it is
-  refused; so is a dual level of forward mode that is entered after tracing. `torch.export` and saved graphs do not
-  contain g: they look for the `Inverse` in the process that made them.
+  cannot raise there is a singular J, met in the backward pass: its derivative is NaN. Under `func.grad`, `jvp` and
+  `vmap` the value of such an event is NaN as well. (`MatrixFree`, and the default from 2¹⁸ entries of J on, solve in an
+  operation, which raises; so does `Banded` under torch.func.) g runs outside of the graph, so
+  `torch.func.functional_call` inside of it is refused; so is a dual level of forward mode that is entered after
+  tracing. `torch.export` and saved graphs do not contain g: they look for the `Inverse` in the process that made them.
 * **Make the `Inverse` outside** of the compiled function: in `__init__` of a module, or at module level.
   `Inverse.solve` (which returns a verdict), gauges, subspaces, and an `implicit_function` with `event_dim > 0` (whose
   shape cannot be foreseen) break the graph. With `fullgraph=True` all of these are errors that say so.

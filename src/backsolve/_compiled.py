@@ -8,7 +8,8 @@ there `_Implicit` is the rule. Under torch.func, vmap included, its backward wou
 
 that leave the bits of y alone: a step from a y whose derivatives are right to order m makes them right to order 2m + 1.
 
-The residual is part of the graph. Where it is large, a second custom operation looks closer, and raises.
+A J that is to be no matrix is solved with in an operation that has derivatives, and the steps are chord steps: see
+`_Linear`. The residual is part of the graph. Where it is large, a second custom operation looks closer, and raises.
 """
 
 from __future__ import annotations

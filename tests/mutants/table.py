@@ -687,6 +687,27 @@ MUTANTS = (
         tests=("tests/test_compiled_large.py::test_backward_of_a_compiled_vmap_without_params",),
     ),
     Mutant(
+        name="compiled: a chord step is missing",
+        file="backsolve/_compiled.py",
+        old="for _ in range(self.depth + 1):",
+        new="for _ in range(max(1, self.depth)):",
+        tests=("tests/test_compiled_large.py::test_backward_of_compiled_grads",),
+    ),
+    Mutant(
+        name="compiled: the derivative of J^-T v is taken with J^-T again",
+        file="backsolve/_compiled.py",
+        old="kind = SOLVE_J if ctx.kind == SOLVE_TRANSPOSED else SOLVE_TRANSPOSED",
+        new="kind = SOLVE_TRANSPOSED",
+        tests=("tests/test_compiled_large.py::test_every_transform_of_products[grad(grad(grad))]",),
+    ),
+    Mutant(
+        name="compiled: an operation has a derivative at its innermost level only",
+        file="backsolve/_torch.py",
+        old="with torch.enable_grad(), tangents_of_tangents(), _C._AutoDispatchBelowAutograd():",
+        new="with _C._AutoDispatchBelowAutograd():",
+        tests=("tests/test_compiled_large.py::test_torch_func_inside[by_products-jvp(grad)]",),
+    ),
+    Mutant(
         name="compiled: bands are solved with as a matrix",
         file="backsolve/linalg/traced.py",
         old="    if structure.bands is None or active_transform() is not None:\n        a = structure.matrix(entries)",
