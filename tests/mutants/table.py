@@ -710,7 +710,7 @@ MUTANTS = (
     Mutant(
         name="compiled: bands are solved with as a matrix",
         file="backsolve/linalg/traced.py",
-        old="    if structure.bands is None or active_transform() is not None:\n        a = structure.matrix(entries)",
+        old="    if structure.bands is None or active_transform() is not None:\n        a = _matrix(structure, entries)",
         new="    if True:\n        a = structure.matrix(entries)",
         tests=("tests/test_compiled_large.py::test_log_determinants_of_bands[1000]",),
     ),
