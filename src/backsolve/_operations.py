@@ -27,7 +27,7 @@ from backsolve._mapped import Mapped
 from backsolve._mapped_solver import MappedCall
 from backsolve._solution import spoil
 from backsolve._solve import Problem, judge, refine
-from backsolve._torch import eagerly, in_forward_mode, without_autocast
+from backsolve._torch import GradMode, eagerly, in_forward_mode, without_autocast
 from backsolve.solvers.base import Found
 
 
@@ -283,7 +283,7 @@ def solve_linear_op(
     problem, mapping = Problem.named(name), _mapping(mapped, [b, y, value, *params])
     rule = problem.rule
     b, y, value = (mapping.fill(t, i) for i, t in enumerate((b, y, value)))
-    with eagerly(), without_autocast(y.device):
+    with eagerly(), GradMode(False), without_autocast(y.device):
         at = linearize(_forward(problem, layout, has_x, mapping[3:], params), y)
         check_value(at, torch.where(y.isnan(), at.value, value))
         assembled = rule.jacobian.assemble(at)
