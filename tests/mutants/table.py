@@ -710,8 +710,8 @@ MUTANTS = (
     Mutant(
         name="compiled: bands are solved with as a matrix",
         file="backsolve/linalg/traced.py",
-        old="    if structure.bands is None or active_transform() is not None:\n        a = _matrix(structure, entries)",
-        new="    if True:\n        a = structure.matrix(entries)",
+        old="is not None:\n        lu = torch.linalg.lu_factor_ex(_matrix(structure, entries))[0]",
+        new="is None:\n        lu = torch.linalg.lu_factor_ex(structure.matrix(entries))[0]",
         tests=("tests/test_compiled_large.py::test_log_determinants_of_bands[1000]",),
     ),
     Mutant(
