@@ -71,7 +71,7 @@ def test_batched_cotangents(problem: Problem, structure: Jacobian) -> None:
 TRANSFORMED = [
     pytest.param(problem, structure, transform, id=f"{problem}, {type(structure).__name__}, {name}")
     for problem, structure in CLAIMS
-    if structure != MatrixFree("bicgstab", rtol=1e-15)  # under a transform MatrixFree forms J, whatever the method
+    if structure != MatrixFree("bicgstab", rtol=1e-15)  # see test_products.py
     for name, transform in {**OF_X, **OF_PARAMS}.items()
     if name in OF_X or len(problem.inputs()) > 1
 ]

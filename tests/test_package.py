@@ -23,6 +23,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "errors",
     "_torch",
+    "_library",
     "_levels",
     "_arguments",
     "_random",
@@ -36,7 +37,9 @@ ROOMS = (
     "_attach",
     "solvers",
     "_solve",
+    "_mapped",
     "_mapped_solver",
+    "_products",
     "_functional",
     "_operations",
     "_compiled",

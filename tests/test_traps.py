@@ -99,6 +99,13 @@ def test_compiled_func_grad_drops_the_backward_of_a_function(transform: Any) -> 
     assert grad(Sevenfold.apply)(x) == 7  # and it is the compiler that drops it
 
 
+def test_compiled_vmap_drops_the_backward_of_a_function() -> None:
+    """As silently, in a graph for a backward pass alone: what vmap maps does not seem to require a gradient."""
+    leaf = x[None].clone().requires_grad_()
+    value = compiled(lambda x: vmap(lambda x: Sevenfold.apply(x))(x) + x)(leaf)
+    still(torch.autograd.grad(value, leaf, one[None])[0] != 8, "_compiled.py: `Call.attached` under a lone vmap")
+
+
 def test_compile_refuses_a_function_with_a_jvp() -> None:
     way_out = "_compiled.py: `_Attached` could be traced, and `_Straight` would not be needed"
     with still_refused(torch._dynamo.exc.Unsupported, "custom jvp", way_out):

@@ -24,8 +24,9 @@ TEXT = """# Transforms
 An `Inverse` is an ordinary torch function: everything in `torch.func`, forward-mode automatic differentiation and
 `torch.compile(fullgraph=True)` apply to it, in any order, although g is code that torch cannot see into. The table is
 made by the tests: each "right" is a comparison with the closed form (float64, 10⁻¹⁰). Eager, that is done for every
-Jacobian structure, with f taking its params as arguments and with f closing over them; compiled, for an elementwise and
-a dense f in both ways, and for the other structures for vjp, jvp, vmap(grad) and `backward`.
+Jacobian structure, with f taking its params as arguments and with f closing over them, and for every method of
+`MatrixFree`; compiled, for an elementwise and a dense f in both ways, and for the other structures for vjp, jvp,
+vmap(grad) and `backward`.
 
 {table}
 
@@ -42,15 +43,20 @@ a dense f in both ways, and for the other structures for vjp, jvp, vmap(grad) an
   the left; if not, once for each sample. Tensors of a transform that g closes over are found and given to it.
 * **Errors.** g, the residual test, the probes and the test for a singular J run on plain numbers, also under `vmap`:
   `on_failure="raise"` raises, with the index of the event, the mapped dimensions first.
+* **Large events.** `MatrixFree` never forms J under torch.func and forward mode, at any order: `func.grad`, `jvp`,
+  `vmap(grad)` and `jvp(grad)` of 65,536 unknowns take products, as many as eager code does, with the same tolerance,
+  preconditioner and fallback. What does not converge raises `ConvergenceError` with the index of the event, the mapped
+  dimensions first. Compiled, with a backward pass or with torch.func inside of the graph, `MatrixFree` and `Banded`
+  need no matrix either: [structures of J](structures.md).
 * **Under `torch.compile`** g is one custom operation, and the residual test raises from inside the graph, too. What
-  cannot raise there is a singular J, met in the backward pass: its derivative is NaN. Under `func.grad` and `jvp` the
-  value of such an event is NaN as well. g runs outside of the graph, so `torch.func.functional_call` inside of it is
-  refused; so is a dual level of forward mode that is entered after tracing. `torch.export` and saved graphs do not
-  contain g: they look for the `Inverse` in the process that made them.
+  cannot raise there is a singular J, met in the backward pass: its derivative is NaN. Under `func.grad`, `jvp` and
+  `vmap` the value of such an event is NaN as well. (`MatrixFree`, and the default from 2¹⁸ entries of J on, solve in an
+  operation, which raises; so does `Banded` under torch.func.) g runs outside of the graph, so
+  `torch.func.functional_call` inside of it is refused; so is a dual level of forward mode that is entered after
+  tracing. `torch.export` and saved graphs do not contain g: they look for the `Inverse` in the process that made them.
 * **Make the `Inverse` outside** of the compiled function: in `__init__` of a module, or at module level.
   `Inverse.solve` (which returns a verdict), gauges, subspaces, and an `implicit_function` with `event_dim > 0` (whose
-  shape cannot be foreseen) break the graph. With `fullgraph=True` all of these are errors that say so. `Banded` and
-  `MatrixFree` form J in full in a compiled graph, `MatrixFree` under every transform, up to 1024 elements.
+  shape cannot be foreseen) break the graph. With `fullgraph=True` all of these are errors that say so.
 * **Closures.** Under torch.func the tensors that f closes over must be read by ordinary torch functions. One that only
   TorchScript code reads is refused, as is code that torch.func refuses: old-style autograd.Functions, `autograd.grad`
   or `torch.utils.checkpoint` inside f. All of these work with `backward`. f may use torch.func itself, as the gradient

@@ -66,10 +66,14 @@ class Rule:
     def assemble(self, at: Linearization, *, differentiated: bool) -> Assembled:
         """Assemble J, and verify its structure where that is due; and its derivative, if that may be asked for."""
         assembled = self.jacobian.assemble(at)
+        self.examine(at, assembled, differentiated=differentiated)
+        return assembled
+
+    def examine(self, at: Linearization, assembled: Assembled, *, differentiated: bool) -> None:
+        """Verify what `assemble` does."""
         due = self.verify and self._is_due(at.y, at.forward, differentiated)
         if due or at.y.is_complex():
             self._examine(at, assembled, due, differentiated)
-        return assembled
 
     def verify_if_due(self, y: Tensor, forward: Forward) -> None:
         """Verify the structure of J, where nothing else needs J to be assembled."""

@@ -1,19 +1,20 @@
 """One call under `torch.compile`, in operations that the compiler traces without a graph break.
 
 g runs inside one custom operation. Outside of torch.func one derivative is all that torch takes of a compiled function;
-there `_Implicit` is the rule. Under torch.func its backward would be dropped silently (pytorch #193279, #192985), so
-that the derivatives come from k connected Newton steps,
+there `_Implicit` is the rule. Under torch.func, vmap included, its backward would be dropped silently (pytorch #193279,
+#192985), so that the derivatives come from k connected Newton steps,
 
     y <- y - (d - d.detach()),    d = J^-1 (f(y) - x),
 
 that leave the bits of y alone: a step from a y whose derivatives are right to order m makes them right to order 2m + 1.
 
-The residual is part of the graph. Where it is large, a second custom operation looks closer, and raises.
+A J that is to be no matrix is solved with in an operation that has derivatives, and the steps are chord steps: see
+`_Linear`. The residual is part of the graph. Where it is large, a second custom operation looks closer, and raises.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,31 +22,89 @@ import torch
 from torch import Tensor
 
 from backsolve._arguments import Arguments
-from backsolve._functional import Functional, Mapped
+from backsolve._functional import Functional
 from backsolve._levels import Mapping
-from backsolve._operations import excess_of, layout_of
+from backsolve._library import library
+from backsolve._mapped import Mapped
+from backsolve._operations import CONNECT, SOLVE_J, SOLVE_TRANSPOSED, excess_of, layout_of
 from backsolve._solve import Problem
-from backsolve._torch import depth_of_transforms, stored, without_autocast
+from backsolve._torch import (
+    active_transform,
+    apply_at_one_level,
+    at_outer_levels,
+    depth_of_transforms,
+    stored,
+    tangents_of_tangents,
+    without_autocast,
+)
 from backsolve.jacobians import Assembled
+from backsolve.linalg.factored import primal
 
 
 class _Implicit(torch.autograd.Function):
     """The rule for a backward pass alone: y out, the gradient of `r = x - f(y)` is `w = J^-T v`."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, r: Tensor, call: Call, x: Tensor | None) -> Tensor:
-        ctx.call, ctx.y, ctx.x = call, y, x
+    def forward(ctx: Any, y: Tensor, r: Tensor, call: Call, value: Tensor | None) -> Tensor:
+        ctx.call, ctx.y, ctx.value = call, y, value
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (v,) = grads
+        if not ctx.call.is_formed(ctx.y):
+            return None, ctx.call.solve(SOLVE_TRANSPOSED, v, ctx.y, ctx.value), None, None
         y = ctx.y + (v - v)  # 0: or torch makes J in the forward pass, where it is not needed
-        assembled = ctx.call.assemble(y, ctx.x)
+        assembled = ctx.call.assemble(y, ctx.value)
         w = assembled.solve_transposed(v)
         if ctx.call.rule.on_failure != "ignore":
             ctx.call.spoil(w, assembled.suspicious(), ctx.y)
         return None, w, None, None
+
+
+class _Linear(torch.autograd.Function):
+    """The derivatives of `solve_linear`, at one level of torch.func or in plain autograd: all but b are constants.
+
+    As a kernel of an operation dynamo does not see it, and so cannot drop it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, problem: tuple[Any, ...], kind: int, mapped: list[int], b: Tensor, *given: Tensor) -> Tensor:
+        ctx.problem, ctx.kind, ctx.mapped = problem, kind, mapped
+        ctx.save_for_backward(*given)
+        ctx.save_for_forward(*given)
+        with at_outer_levels():
+            return _solve_linear(problem, kind, mapped, b, given)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        kind = SOLVE_J if ctx.kind == SOLVE_TRANSPOSED else SOLVE_TRANSPOSED
+        given = ctx.saved_tensors
+        return None, None, None, _solve_linear(ctx.problem, kind, ctx.mapped, grads[0], given), *(None for _ in given)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        t = tangents[3]
+        assert t is not None
+        with tangents_of_tangents():
+            given = [primal(t) for t in ctx.saved_tensors]
+            kind = SOLVE_TRANSPOSED if ctx.kind == SOLVE_TRANSPOSED else SOLVE_J
+            return _solve_linear(ctx.problem, kind, ctx.mapped, primal(t), given)
+
+
+def _solve_linear(problem: tuple[Any, ...], kind: int, mapped: list[int], b: Tensor, given: Sequence[Tensor]) -> Tensor:
+    y, value, *params = given
+    return torch.ops.backsolve.solve_linear(*problem, kind, mapped, b, y, value, params)
+
+
+def _differentiable(
+    name: str, layout: str, has_x: bool, kind: int, mapped: list[int], b: Tensor, y: Tensor, value: Tensor,
+    params: list[Tensor],
+) -> Tensor:  # fmt: skip
+    return apply_at_one_level(_Linear, (name, layout, has_x), kind, mapped, b, y, value, *params)
+
+
+library.impl("backsolve::solve_linear", "Autograd", _differentiable)
 
 
 @dataclass(frozen=True)
@@ -116,14 +175,22 @@ class Call:
 
     def attached(self, y: Tensor, x: Tensor | None) -> Tensor:
         """y with its derivatives, as many as can be asked for."""
-        if not self.depth:
-            return _Implicit.apply(y, self._residual(y, x), self, x if self.problem.is_tested else None)
+        if not self.depth and not torch.is_grad_enabled():
+            return y
+        if not active_transform():
+            z = self.forward(y, self.tensors)
+            value = x if self.problem.is_tested else None
+            r = -z if x is None else x - z
+            return _Implicit.apply(y, r, self, value if self.is_formed(y) else z.detach())
+        if self.rule.jacobian.fills_when_traced or not self.is_formed(y):
+            return self._connected(y, x)
         order = 0
         while (
             order <= self.depth
         ):  # a derivative for each level, and one for the backward pass of the compiled function
             assembled = self.assemble(y)
-            r = self.spoil_singular(assembled, y, self._residual(y, x), self.rule.event_dim)
+            z = self.forward(y, self.tensors)
+            r = self.spoil_singular(assembled, y, -z if x is None else x - z, self.rule.event_dim)
             d = assembled.solve(r)
             y = y + (d - d.detach())
             order = 2 * order + 1
@@ -147,6 +214,20 @@ class Call:
         given = self.problem.name, self.layout, self.has_x, [], suspicious, y, self.detached
         torch.ops.backsolve.spoil_singular(result, *given)
 
-    def _residual(self, y: Tensor, x: Tensor | None) -> Tensor:
-        z = self.forward(y, self.tensors)
-        return -z if x is None else x - z
+    def is_formed(self, y: Tensor) -> bool:
+        """Whether J is a matrix, or entries of one, in the graph."""
+        return self.rule.jacobian.is_formed(y, self.rule.event_dim)
+
+    def solve(self, kind: int, b: Tensor, y: Tensor, value: Tensor) -> Tensor:
+        """`J^-1 b` or `J^-T b` where J is not in the graph; the operation raises, or warns, as the policy says."""
+        given = self.problem.name, self.layout, self.has_x, kind, [], b, y, value, self.detached
+        return torch.ops.backsolve.solve_linear(*given)
+
+    def _connected(self, y: Tensor, x: Tensor | None) -> Tensor:
+        """y by chord steps, whose J is that at the y of g, a constant: each makes one more derivative right."""
+        with torch.no_grad():
+            start, value = y.detach(), self.forward(y, self.detached).detach()
+        for _ in range(self.depth + 1):  # as above
+            z = self.forward(y, self.tensors)
+            y = y + self.solve(CONNECT, -z if x is None else x - z, start, value)
+        return y

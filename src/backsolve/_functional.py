@@ -20,10 +20,12 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule
-from backsolve._closure import Capture, Reading, replacing
+from backsolve._closure import Capture, Reading
 from backsolve._levels import Mapping, Outputs, concretely
 from backsolve._linearize import Forward, check_value, linearize
+from backsolve._mapped import Mapped
 from backsolve._mapped_solver import solve_mapped
+from backsolve._products import solve_by_products
 from backsolve._solution import Check, spoil
 from backsolve._solve import Problem, judge
 from backsolve._torch import (
@@ -34,53 +36,8 @@ from backsolve._torch import (
     tangents_of_tangents,
     without_autocast,
 )
-from backsolve.jacobians import Assembled
+from backsolve.jacobians import Assembled, MatrixFreeAt
 from backsolve.solvers.base import Found
-
-
-class Mapped(Forward):
-    """f as a function of y and a flat list of tensors, with mapped dimensions on the left of y."""
-
-    __slots__ = ("captures", "inner", "mapping")
-
-    def __init__(self, inner: Forward, captures: Sequence[Capture], mapping: Mapping, inputs: Sequence[Tensor]) -> None:
-        super().__init__(inner.model, Arguments(tuple(inputs), {}), inner.implicit)
-        self.inner = inner
-        self.captures = captures
-        self.mapping = mapping
-
-    def __call__(self, y: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-        """Evaluate f."""
-        return self._map(lambda y, given: (self.inner(y, given),))(y, *tensors)[0]
-
-    def with_entries(self, y: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """f(y) and, if the user knows J, its entries."""
-        return self._map(self.inner.with_entries)(y, *tensors)
-
-    def within(self, outer: Mapping, inputs: Sequence[Tensor]) -> Mapped:
-        """The same f for inputs that have the dimensions of another mapping on the outside."""
-        return Mapped(self.inner, self.captures, self.mapping.within(outer), inputs)
-
-    def _map(self, evaluate: Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, ...]]) -> Callable[..., Any]:
-        n_params = len(self.inner.arguments.tensors)
-
-        def of_tensors(y: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-            if not self.captures:
-                return evaluate(y, tensors[:n_params])
-            with replacing(self.captures, tensors[n_params:]) as mode:
-                values = evaluate(y, tensors[:n_params])
-            for capture in self.captures:
-                if id(capture.read) not in mode.met:  # its gradient would be 0
-                    raise errors.no_longer_read(self.inner.model.call, errors.describe(capture.tensor))
-            return values
-
-        mapped = of_tensors
-        for level in reversed(range(len(self.mapping))):
-            in_dims = (0, *self.mapping.in_dims(level))
-            mapped = torch.vmap(
-                mapped, in_dims, randomness="different"
-            )  # where it is an error, the level itself says so
-        return mapped
 
 
 class Functional:
@@ -194,6 +151,15 @@ def _spoiled(result: Tensor, factor: Tensor | None, trailing_dims: int) -> Tenso
     return result if factor is None else result * factor.reshape(factor.shape + (1,) * trailing_dims)
 
 
+def _solve_with(rule: Rule, at: Functional, z: Tensor | None, b: Tensor, transposed: bool) -> Tensor:
+    """`J^-1 b`, or `J^-T b`, as every level sees it, after a look at J; `z` is that of `_examine`."""
+    assembled = rule.jacobian.assemble(at)
+    if isinstance(assembled, MatrixFreeAt):
+        return solve_by_products(rule, assembled, at.forward, z, b, transposed, _attach)
+    factor = _examine(rule, at.forward, at.y, z, at.inputs)
+    return _spoiled(assembled.solve_transposed(b) if transposed else assembled.solve(b), factor, at.event_dim)
+
+
 class _Attached(torch.autograd.Function):
     """The implicit rule as the transforms see it: y out; x and the inputs of f in."""
 
@@ -222,8 +188,7 @@ class _Attached(torch.autograd.Function):
             return (None,) * (5 + len(inputs))
         with without_autocast(y.device):
             at = Functional(ctx.forward, y, inputs)
-            factor = _examine(ctx.rule, ctx.forward, y, z, inputs)
-            w = _spoiled(ctx.rule.jacobian.assemble(at).solve_transposed(v), factor, at.event_dim)
+            w = _solve_with(ctx.rule, at, z, v, transposed=True)
             return None, None, None, None, w if ctx.has_x else None, *at.pull_inputs(-w, ctx.needs_input_grad[5:])
 
     @staticmethod
@@ -235,11 +200,10 @@ class _Attached(torch.autograd.Function):
             t_x, *t_inputs = (None if t is None else _primal(t) for t in tangents[4:])
             with without_autocast(y.device):
                 at = Functional(ctx.forward, y, inputs)
-                factor = _examine(ctx.rule, ctx.forward, y, z, inputs)
                 pushed = at.push_inputs(t_inputs)
                 t_z = torch.zeros_like(y) if t_x is None else t_x
                 t_z = t_z if pushed is None else t_z - pushed
-                return _spoiled(ctx.rule.jacobian.assemble(at).solve(t_z), factor, at.event_dim)
+                return _solve_with(ctx.rule, at, z, t_z, transposed=False)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:

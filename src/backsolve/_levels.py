@@ -44,9 +44,11 @@ class Mapping:
 
     def within(self, outer: Mapping) -> Mapping:
         """With the dimensions of another mapping on the outside."""
+        if not outer:
+            return self
         mine = self.mapped if self.sizes else ((),) * len(outer.mapped)
         mapped = tuple(m + inner for m, inner in zip(outer.mapped, mine, strict=True))
-        return Mapping(outer.sizes + self.sizes, mapped) if outer.sizes else self
+        return Mapping(outer.sizes + self.sizes, mapped)
 
     def in_dims(self, level: int) -> tuple[int | None, ...]:
         """The `in_dims` of `torch.vmap` for one level, if the outer ones are gone."""

@@ -12,38 +12,23 @@ from __future__ import annotations
 import ast
 import functools
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from backsolve import errors
 from backsolve._arguments import Arguments
-from backsolve._functional import Mapped
 from backsolve._levels import Mapping
-from backsolve._linearize import linearize
+from backsolve._library import library, operation
+from backsolve._linearize import check_value, linearize
+from backsolve._mapped import Mapped
 from backsolve._mapped_solver import MappedCall
 from backsolve._solution import spoil
 from backsolve._solve import Problem, judge, refine
-from backsolve._torch import eagerly, in_forward_mode, without_autocast
+from backsolve._torch import GradMode, eagerly, in_forward_mode, without_autocast
 from backsolve.solvers.base import Found
-
-_library: Any = torch.library  # whose decorators have incomplete types
-Rule = TypeVar("Rule", bound=Callable[..., Any])
-
-
-def _operation(name: str, schema: str) -> Callable[[Rule], Rule]:
-    """Register an operation that has no derivative; `torch.library.custom_op` takes 20 us a call to say so."""
-
-    def register(function: Rule) -> Rule:
-        _library.define(f"backsolve::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
-        _library.impl(f"backsolve::{name}", "CompositeExplicitAutograd", function)
-        if schema.endswith("()"):
-            _library.register_fake(f"backsolve::{name}", lambda *_: None)
-        return function
-
-    return register
 
 
 def layout_of(args: tuple[Any, ...], kwargs: dict[str, Any], call: str) -> str:
@@ -112,7 +97,7 @@ def _forward(problem: Problem, layout: str, has_x: bool, mapping: Mapping, param
 SOLVE = "(str name, str layout, bool has_x, int[] mapped, Tensor[] tensors) -> Tensor"
 
 
-@_operation("solve", SOLVE)
+@operation("solve", SOLVE)
 def solve_op(name: str, layout: str, has_x: bool, mapped: list[int], tensors: list[Tensor]) -> Tensor:
     """y from x, if there is one, and the tensors of the params."""
     problem = Problem.named(name)
@@ -130,7 +115,7 @@ def solve_op(name: str, layout: str, has_x: bool, mapped: list[int], tensors: li
     return y.contiguous()
 
 
-@_library.register_fake("backsolve::solve")
+@library.register_fake("backsolve::solve")
 def _(name: str, layout: str, has_x: bool, mapped: list[int], tensors: list[Tensor]) -> Tensor:
     problem = Problem.named(name)
     arguments = _arguments(layout, tensors[has_x:])
@@ -148,7 +133,7 @@ def _shape_of_y(
     return torch.Size((*mapping.sizes, *batch, *(inside[0][len(inside[0]) - k :] if has_x else ())))
 
 
-@_library.register_vmap("backsolve::solve")
+@library.register_vmap("backsolve::solve")
 def _(info: Any, in_dims: Any, name: str, layout: str, has_x: bool, mapped: list[int], tensors: list[Tensor]) -> Any:
     moved, mapped = _moved(tensors, in_dims[4], mapped)
     return torch.ops.backsolve.solve(name, layout, has_x, mapped, moved), 0
@@ -162,7 +147,7 @@ JUDGE = (
 )
 
 
-@_operation("judge", JUDGE)
+@operation("judge", JUDGE)
 def judge_op(
     y: Tensor, name: str, layout: str, has_x: bool, backward_only: bool, mapped: list[int], excess: Tensor,
     given: list[Tensor],
@@ -205,7 +190,7 @@ def _judge_closely(problem: Problem, forward: Mapped, y: Tensor, x: Tensor | Non
         raise errors.other_closure(problem.call)
 
 
-@_library.register_vmap("backsolve::judge")
+@library.register_vmap("backsolve::judge")
 def _(
     info: Any, in_dims: Any, y: Tensor, name: str, layout: str, has_x: bool, backward_only: bool, mapped: list[int],
     excess: Tensor, given: list[Tensor],
@@ -228,7 +213,7 @@ SPOIL = (
 )
 
 
-@_operation("spoil_singular", SPOIL)
+@operation("spoil_singular", SPOIL)
 def spoil_singular_op(
     result: Tensor, name: str, layout: str, has_x: bool, mapped: list[int], suspicious: Tensor, y: Tensor,
     params: list[Tensor],
@@ -255,7 +240,7 @@ def spoil_singular_op(
             result.copy_(spoil(failed, result.dim() - failed.dim(), result))
 
 
-@_library.register_vmap("backsolve::spoil_singular")
+@library.register_vmap("backsolve::spoil_singular")
 def _(
     info: Any, in_dims: Any, result: Tensor, name: str, layout: str, has_x: bool, mapped: list[int],
     suspicious: Tensor, y: Tensor, params: list[Tensor],
@@ -263,3 +248,65 @@ def _(
     (result, y, *params), mapped = _moved([result, y, *params], [in_dims[0], in_dims[6], *in_dims[7]], mapped)
     torch.ops.backsolve.spoil_singular(result, name, layout, has_x, mapped, suspicious, y, params)
     return None, None
+
+
+# ---- a solve with J -------------------------------------------------------------------------------------------------
+
+CONNECT, SOLVE_J, SOLVE_TRANSPOSED = 0, 1, 2
+
+SOLVE_LINEAR = (
+    "(str name, str layout, bool has_x, int kind, int[] mapped, Tensor b, Tensor y, Tensor value, Tensor[] params) "
+    "-> Tensor"
+)
+
+
+@operation("solve_linear", SOLVE_LINEAR)
+def solve_linear_op(
+    name: str, layout: str, has_x: bool, kind: int, mapped: list[int], b: Tensor, y: Tensor, value: Tensor,
+    params: list[Tensor],
+) -> Tensor:  # fmt: skip
+    """`J^-1 b`, or `J^-T b`, as eager code has it, for a J that is not in the graph; `_compiled` has the derivatives.
+
+    Args:
+        name: that of the problem.
+        layout: of the params.
+        has_x: whether there is an x.
+        kind: SOLVE_J, SOLVE_TRANSPOSED, or CONNECT for 0 with the derivatives of `J^-1 b`.
+        mapped: which of b, y, value and params are mapped; b always is.
+        b: the right-hand side.
+        y: where J is.
+        value: f(y) in the call; f must not have changed since.
+        params: their tensors.
+    """
+    if kind == CONNECT:
+        return torch.zeros_like(b, memory_format=torch.contiguous_format)
+    problem, mapping = Problem.named(name), _mapping(mapped, [b, y, value, *params])
+    rule = problem.rule
+    b, y, value = (mapping.fill(t, i) for i, t in enumerate((b, y, value)))
+    with eagerly(), GradMode(False), without_autocast(y.device):
+        at = linearize(_forward(problem, layout, has_x, mapping[3:], params), y)
+        check_value(at, torch.where(y.isnan(), at.value, value))
+        assembled = rule.jacobian.assemble(at)
+        u = assembled.solve_transposed(b) if kind == SOLVE_TRANSPOSED else assembled.solve(b)
+        u = rule.spoil_singular(assembled, u, rule.event_dim)
+        return u.clone(memory_format=torch.contiguous_format)  # it may be b itself, where J is the identity
+
+
+@library.register_fake("backsolve::solve_linear")
+def _(
+    name: str, layout: str, has_x: bool, kind: int, mapped: list[int], b: Tensor, y: Tensor, value: Tensor,
+    params: list[Tensor],
+) -> Tensor:  # fmt: skip
+    return b.new_empty(b.shape)
+
+
+@library.register_vmap("backsolve::solve_linear")
+def _(
+    info: Any, in_dims: Any, name: str, layout: str, has_x: bool, kind: int, mapped: list[int], b: Tensor, y: Tensor,
+    value: Tensor, params: list[Tensor],
+) -> Any:  # fmt: skip
+    b_dim = in_dims[5]
+    if b_dim is None:  # the gradient of a b that is not mapped is a sum, which belongs to `expand`
+        b, b_dim = b.expand(info.batch_size, *b.shape), 0
+    (b, y, value, *params), mapped = _moved([b, y, value, *params], [b_dim, *in_dims[6:8], *in_dims[8]], mapped)
+    return torch.ops.backsolve.solve_linear(name, layout, has_x, kind, mapped, b, y, value, params), 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from operator import attrgetter
 from types import BuiltinFunctionType, ModuleType
 from typing import Any, TypeVar
@@ -264,9 +264,20 @@ def not_traced(reason: str) -> Callable[[Function], Function]:
     return mark
 
 
-def outside_of_transforms() -> AbstractContextManager[Any]:
-    """A context in which no level of torch.func is active."""
-    return temporarily_clear_interpreter_stack()
+@contextmanager
+def outside_of_transforms() -> Generator[None]:
+    """A context in which no level of torch.func is active, and nothing is compiled.
+
+    After a graph break inside of a transform dynamo compiles the functions that are called: none where a level is
+    active, but here, where it fails over the wrappers.
+    """
+    dynamo: Any = _C._dynamo.eval_frame
+    before = dynamo.set_eval_frame(None)
+    try:
+        with temporarily_clear_interpreter_stack():
+            yield
+    finally:
+        dynamo.set_eval_frame(before)
 
 
 def unwrap(tensor: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -303,6 +314,24 @@ _DISPATCH = (_C._dispatch_tls_local_include_set(), _C._dispatch_tls_local_exclud
 def eagerly() -> AbstractContextManager[Any]:
     """A context in which torch dispatches as in eager code; inside of a custom operation autograd is out of reach."""
     return _C._ForceDispatchKeyGuard(*_DISPATCH)
+
+
+def apply_at_one_level(function: Any, *args: Any) -> Any:
+    """`torch.autograd.Function.apply` for the innermost level of torch.func alone, as a kernel of an operation."""
+    allowed: Any = _C._functorch
+    before = allowed.get_single_level_autograd_function_allowed()
+    allowed.set_single_level_autograd_function_allowed(True)
+    try:
+        return eager_apply.__get__(None, function)(*args)
+    finally:
+        allowed.set_single_level_autograd_function_allowed(before)
+
+
+@contextmanager
+def at_outer_levels() -> Generator[None]:
+    """Inside of the forward of such a Function: an operation goes on to the other levels, which have derivatives."""
+    with torch.enable_grad(), tangents_of_tangents(), _C._AutoDispatchBelowAutograd():
+        yield
 
 
 def is_differentiated(tensor: Tensor) -> bool:

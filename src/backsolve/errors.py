@@ -180,6 +180,10 @@ NOT_COMPILED = (
     "backsolve: what returns a verdict (Inverse.solve), and what has a y whose shape does not follow from that of x "
     "(implicit functions, gauges and subspaces with event_dim > 0) is not compiled; compile without fullgraph=True"
 )
+NEEDS_MATRIX = (
+    "backsolve: this needs all of J, which is formed for events of at most 1024 elements (MatrixFree) or 4096 "
+    "(Banded); declare another structure, or call the uncompiled Inverse"
+)
 SHARDED_NOT_COMPILED = "backsolve: a call on DTensors is not compiled; compile without fullgraph=True"
 MADE_INSIDE = (
     "backsolve: no Inverse can be made inside of a compiled function; make it outside, in __init__ or at module level"
@@ -483,11 +487,11 @@ def krylov(
     )
 
 
-def needs_matrix(purpose: str, n: int, limit: int) -> StructureError:
+def needs_matrix(purpose: str, n: int, limit: int, structure: str = "MatrixFree()") -> StructureError:
     """Something that takes all of J was asked for, and J is too large to be formed."""
     return StructureError(
         document(
-            "MatrixFree()",
+            structure,
             f"{purpose} needs all of J.",
             expected=f"events of at most {limit} elements, for which J is formed",
             got=f"events of {n} elements",

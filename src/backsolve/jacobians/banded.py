@@ -24,7 +24,8 @@ class Banded(Jacobian):
 
     `lower + upper + 1` vector-Jacobian products give all of J: rows that far apart share no column, so one cotangent
     serves all of them (Curtis, Powell and Reid 1974). Time and memory are O(n): LAPACK's band LU on a CPU where SciPy
-    is installed, the same algorithm in torch elsewhere (n small steps in Python). The claim is checked.
+    is installed, the same algorithm in torch elsewhere (n small steps in Python); in a compiled function, too. The
+    claim is checked.
     The gradient of the log-determinant takes O(n log n), and O(n^2) time where blocks of J are singular and J is not.
 
     Args:
@@ -53,6 +54,8 @@ class Banded(Jacobian):
     lower: int
     upper: int
     entries: Entries | None = None
+
+    fills_when_traced = True
 
     def __post_init__(self) -> None:
         for name in ("lower", "upper"):

@@ -110,6 +110,9 @@ class Jacobian(ABC):
     unit_dims: int | None = None
     """How many rightmost dimensions of y form one unit that no other unit influences; None: those of the event."""
 
+    fills_when_traced: bool = False
+    """Whether torch.func in a compiled graph would make a matrix of entries that are fewer."""
+
     @property
     def equations(self) -> Equations | None:
         """What determines y besides `f(y) = x`."""
@@ -118,6 +121,10 @@ class Jacobian(ABC):
     @abstractmethod
     def entries_shape(self, y: torch.Size, event_dim: int) -> torch.Size:
         """The shape of the entries for a y of this shape."""
+
+    def is_formed(self, y: Tensor, event_dim: int) -> bool:  # noqa: ARG002
+        """Whether entries of J are worked out for a y of this shape, dtype and device, rather than products only."""
+        return True
 
     @abstractmethod
     def assemble(self, at: Linearized) -> Assembled:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.dense import Dense
@@ -26,7 +27,8 @@ class Default(Jacobian):
     There `w += v - J^T w` is tried, then GMRES for events of 256 elements and more, at most 50 products in all. Its
     residual is checked as always, and what it does not solve is solved with the matrix, which also tells if J is
     singular; the next 64 calls for events of this kind then begin with the matrix. If J has more than 2^28 entries
-    there is no matrix, and an error says what to declare.
+    there is no matrix, and an error says what to declare. The same holds under torch.func, for each sample of a vmap,
+    and in compiled functions.
     """
 
     _paused: dict[Any, int] = field(default_factory=dict, repr=False, compare=False)
@@ -35,16 +37,20 @@ class Default(Jacobian):
         """A matrix for each event."""
         return _DENSE.entries_shape(y, event_dim)
 
+    def is_formed(self, y: Tensor, event_dim: int) -> bool:
+        """For few entries, and where products were not measured."""
+        few = y.numel() * math.prod(y.shape[y.dim() - event_dim :]) < _MANY
+        return few or y.device.type != "cpu" or y.dtype not in (torch.float32, torch.float64)
+
     def assemble(self, at: Linearized) -> Assembled:
         """Choose by the number of entries, and by what happened before."""
+        if torch.compiler.is_compiling() or self.is_formed(at.y, at.event_dim):
+            return _DENSE.assemble(at)
         event = at.y.shape[at.y.dim() - at.event_dim :]
         n = math.prod(event)
         entries = at.y.numel() * n
-        if entries < _MANY or at.transformed:
-            return _DENSE.assemble(at)
-        usual = at.y.device.type == "cpu" and at.y.dtype in (torch.float32, torch.float64)
         key = event, at.y.dtype
-        if not usual or self._is_paused(key):
+        if self._is_paused(key):
             return _DENSE.assemble(at)
         method = "gmres" if n >= _LONG else "richardson"
         if entries > _TOO_MANY:

@@ -13,7 +13,7 @@ from torch import Tensor
 from backsolve import errors
 from backsolve._random import gaussian_like
 from backsolve._solution import event_norm
-from backsolve._torch import GradMode, fold_batched_grads, is_grads_batched
+from backsolve._torch import GradMode, fold_batched_grads, is_grads_batched, not_traced
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.dense import Dense
 from backsolve.jacobians.factored import FactoredAt, dense_matrix, split
@@ -33,8 +33,9 @@ class MatrixFree(Jacobian):
     another one, to any order.
 
     A singular J shows as a solve that does not converge, and a turning point of f as one whose large solution means
-    nothing for a J beside y; what happens then, says `on_failure`. The log-determinant, `Inverse.jacobian`, torch.func,
-    forward-mode AD and torch.compile need all of J, which is formed for events of up to 1024 elements and refused with
+    nothing for a J beside y; what happens then, says `on_failure`. All of this holds under torch.func and forward-mode
+    AD, where mapped dimensions are batch dimensions of the iteration, and in compiled functions. The log-determinant
+    and `Inverse.jacobian` need all of J, which is formed for events of up to 1024 elements and refused with
     StructureError for larger ones.
 
     Args:
@@ -48,7 +49,7 @@ class MatrixFree(Jacobian):
         maxiter: the largest number of products with J or its transpose.
         restart: the size at which GMRES throws its basis away.
         preconditioner: called as `preconditioner(r, y, transposed)`, an approximation of `J^-1 r` at y, or of
-            `J^-T r`; linear in r, and batched as y is.
+            `J^-T r`; linear in r, and batched as y is, mapped dimensions first: it sees plain tensors.
         fallback: what solves for the events that have not converged, such as `Dense()`, and those with so large a w
             that J may be singular; it also gives what needs all of J. None: raise.
 
@@ -84,10 +85,14 @@ class MatrixFree(Jacobian):
         """There are none."""
         raise NotImplementedError
 
+    def is_formed(self, y: Tensor, event_dim: int) -> bool:
+        """Never, if there is a choice."""
+        return False
+
     def assemble(self, at: Linearized) -> Assembled:
         """Keep f at y: the work is in the solves."""
-        if at.transformed:
-            return formed(at, "a transform of torch")
+        if torch.compiler.is_compiling():  # a derivative of a solve cannot be traced (pytorch #193279)
+            return formed(at, "torch.compile")
         return MatrixFreeAt(self, at)
 
     @torch.no_grad()
@@ -244,7 +249,7 @@ class MatrixFreeAt(Assembled):
 
     def rounding(self, u: Tensor) -> Tensor:
         """Below every difference: nothing was assembled to compare with, so every event is examined."""
-        return torch.full_like(u, -1.0)
+        return torch.full_like(u.real, -1.0)
 
     def numbers(self, index: tuple[int, ...]) -> str:
         if self.direct is not None:
@@ -256,5 +261,10 @@ def formed(at: Linearized, purpose: str) -> FactoredAt:
     """J as a matrix after all, for what has no other way."""
     n = math.prod(split(at.y, at.event_dim)[1])
     if n > _DENSE:
-        raise errors.needs_matrix(purpose, n, _DENSE)
+        _refuse(purpose, n)
     return FactoredAt(LU(), at, dense_matrix)
+
+
+@not_traced(errors.NEEDS_MATRIX)
+def _refuse(purpose: str, n: int) -> None:
+    raise errors.needs_matrix(purpose, n, _DENSE)

@@ -1,5 +1,6 @@
 """What torch.linalg lacks: factorisations that solve, transpose, and stay right under every transform and order."""
 
+from backsolve.linalg import operations as operations
 from backsolve.linalg.banded import BandLU
 from backsolve.linalg.concrete import concretely
 from backsolve.linalg.dense import LU, Cholesky, Substitution, spectral_radius

@@ -29,6 +29,11 @@ class BandLU(Structure):
     lower: int
     upper: int
 
+    @property
+    def bands(self) -> tuple[int, int]:
+        """Of the entries."""
+        return self.lower, self.upper
+
     def factor(self, entries: Tensor) -> Factors:
         """The factors, and which matrices have none: these are factorised as the identity.
 

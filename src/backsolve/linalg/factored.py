@@ -28,6 +28,7 @@ from backsolve._torch import (
     tangents_of_tangents,
     without_autocast,
 )
+from backsolve.linalg import traced
 from backsolve.linalg.concrete import concretely, to_front
 
 Factors = tuple[Tensor, ...]
@@ -39,6 +40,11 @@ class Structure(ABC):
     `factor`, `solve`, `log_abs_det` and `singular` see plain tensors and need not be differentiable; the others are
     written in differentiable operations that do not branch on values.
     """
+
+    @property
+    def bands(self) -> tuple[int, int] | None:
+        """How many diagonals there are below and above the main one, if these are the entries."""
+        return None
 
     @abstractmethod
     def factor(self, entries: Tensor) -> Factors:
@@ -118,10 +124,7 @@ class Factored:
     def solve(self, b: Tensor, *, adjoint: bool = False) -> Tensor:
         """Solve `A u = b`, or `A^H u = b`; b has shape `(*batch, n, k)`."""
         if torch.compiler.is_compiling():
-            a = self.structure.matrix(self.entries)
-            return (
-                torch.linalg.inv_ex(a.mH if adjoint else a)[0] @ b
-            )  # torch.linalg.solve is wrong under nested transforms
+            return traced.solve(self.structure, self.entries, b, adjoint)
         if is_grads_batched(b):
             return fold_batched_grads(lambda columns: self._solve_columns(columns, adjoint), b)
         if active_transform() is not None:
@@ -140,8 +143,7 @@ class Factored:
     def log_abs_det(self) -> Tensor:
         """Return `log|det A|`, shape `(*batch,)`; minus infinity where A is singular."""
         if torch.compiler.is_compiling():
-            lu = torch.linalg.lu_factor_ex(self.structure.matrix(self.entries))[0]
-            return lu.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)  # slogdet, as well, is wrong: grad of jvp
+            return traced.log_abs_det(self.structure, self.entries)
         return _LogAbsDet.apply(self.structure, self.entries, *self.factors)
 
     def singular(self) -> Tensor | None:
@@ -152,13 +154,8 @@ class Factored:
         return None if self._plainly_regular else self.structure.singular(self.entries.detach(), self.factors)
 
     def suspicious(self) -> Tensor:
-        """Whether some matrix may be singular, as a 0-d tensor, without branching; see `Structure.singular`.
-
-        The maximum norm of `|A^-1| |A|` is no smaller than its spectral radius.
-        """
-        a = self.structure.matrix(self.entries.detach())
-        growth = torch.linalg.inv_ex(a)[0].abs() @ a.abs().sum(-1, keepdim=True)
-        return ~(growth * torch.finfo(a.dtype).eps < 0.1).all()  # NaN compares false
+        """Whether some matrix may be singular, as a 0-d tensor, without branching; see `Structure.singular`."""
+        return traced.suspicious(self.structure, self.entries.detach())
 
 
 def _solve_vjp(a: Factored, adjoint: bool, u: Tensor, v: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor]:
