@@ -165,11 +165,12 @@ class MatrixFreeAt(Assembled):
         if found.indefinite is not None and found.indefinite.any():
             raise errors.negative_curvature(tuple(int(i) for i in found.indefinite.reshape(batch).nonzero()[0]))
         u, fallback, converged = found.solution.reshape(b.shape), self.options.fallback, found.converged
-        suspects = found.growth * torch.finfo(b.dtype).eps ** 0.5 > 1
-        if fallback is not None:
-            converged = converged & ~suspects
-        elif suspects.any():
-            self.lost = suspects.reshape(batch) & self._changes_by_half(u, b, transposed)
+        if found.growth is not None:
+            suspects = found.growth * torch.finfo(b.dtype).eps ** 0.5 > 1
+            if fallback is not None:
+                converged = converged & ~suspects
+            elif suspects.any():
+                self.lost = suspects.reshape(batch) & self._changes_by_half(u, b, transposed)
         if converged.all():
             return u
         mask = converged.reshape(*batch, *(1,) * self.at.event_dim)

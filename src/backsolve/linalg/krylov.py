@@ -7,8 +7,9 @@ the cheap recurrences for it drift.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ class Krylov:
         residual: `|b - A u| / |b|` in the Euclidean norm, shape `(events,)`.
         converged: whether that is small enough, shape `(events,)`.
         products: how often A was applied.
-        growth: `|A| |u| / |b|`, as far as |A| was seen, shape `(events,)`: large where A is close to singular.
+        growth: `|A| |u| / |b|`, as far as |A| was seen, shape `(events,)`: large where A is close to singular. None:
+            u is not large.
         indefinite: where a direction of negative curvature was met, shape `(events,)`; for `cg`.
     """
 
@@ -33,7 +35,7 @@ class Krylov:
     residual: Tensor
     converged: Tensor
     products: int
-    growth: Tensor
+    growth: Tensor | None
     indefinite: Tensor | None = None
 
 
@@ -67,12 +69,12 @@ class _System:
         rounding = torch.minimum(4 * self.eps * self.stretch * u_norm, self.eps**0.5 * self.size)
         return torch.maximum(self.goal, rounding)
 
-    def report(self, u: Tensor, r: Tensor, u_norm: Tensor) -> Krylov:
-        """The verdict on u with the residual r."""
-        norm = _norm(r)
-        converged = norm <= self.tolerance(u_norm)  # NaN compares false
+    def report(self, u: Tensor, norm: Tensor, u_norm: Tensor | None = None) -> Krylov:
+        """The verdict on u, whose residual has this norm; without the norm of u if that is not large."""
+        converged = norm <= (self.goal if u_norm is None else self.tolerance(u_norm))  # NaN compares false
         size = torch.where(self.size > 0, self.size, 1.0)
-        return Krylov(u, norm / size, converged, self.products, self.stretch * u_norm / size)
+        growth = None if u_norm is None else self.stretch * u_norm / size
+        return Krylov(u, norm / size, converged, self.products, growth)
 
 
 def richardson(
@@ -84,8 +86,8 @@ def richardson(
     products than GMRES, and nothing but products. The arguments are those of `gmres`.
     """
     system = _System(apply, precondition, b, rtol)
-    u, r, _ = _relaxed(system, b, maxiter)
-    return system.report(u, r, _norm(u))
+    begun = _relaxed(system, b, rtol, maxiter, keep=False)
+    return system.report(begun.u, begun.norm)
 
 
 def gmres(
@@ -109,38 +111,80 @@ def gmres(
         Y. Saad, M. H. Schultz, GMRES, SIAM J. Sci. Stat. Comput. 7, 1986.
     """
     system = _System(apply, precondition, b, rtol)
-    u, r, norm = _relaxed(system, b, maxiter) if len(b) > 1 else (torch.zeros_like(b), b, system.size)
+    begun = _Begun(torch.zeros_like(b), b, system.size)
+    if len(b) > 1:
+        begun = _relaxed(system, b, rtol, maxiter, keep=True)
+    if begun.done:
+        return system.report(begun.u, begun.norm)
+    u, r, norm, known = begun.u, begun.r, begun.norm, begun.known
     u_norm = _norm(u)
     while True:
         open_ = norm > system.tolerance(u_norm)
-        if not open_.any() or system.products >= maxiter:
-            return system.report(u, r, u_norm)
-        steps = min(restart, b.shape[-1], maxiter - system.products)
-        z = _minimise(system, r, norm, u_norm, steps)
-        u, u_norm = u + system.preconditioned(z), u_norm + _norm(z)
+        if not open_.any() or (system.products >= maxiter and not known):
+            return system.report(u, norm, u_norm)
+        steps = min(restart, b.shape[-1], maxiter - system.products + len(known))
+        z = _minimise(system, r, norm, u_norm, steps, known)
+        u, u_norm, known = u + system.preconditioned(z), u_norm + _norm(z), ()
         r, before = b - system.times(u), norm
         norm = _norm(r)
         if not (norm < before)[open_].any():  # nothing moves any more: NaN, or the end of the digits
-            return system.report(u, r, u_norm)
+            return system.report(u, norm, u_norm)
 
 
-def _relaxed(system: _System, b: Tensor, maxiter: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Richardson's iteration while it halves the worst residual; returns u, `b - A u` and the norm of that."""
-    u, r, norm, worst = torch.zeros_like(b), b, system.size, math.inf
-    goal = system.goal.clamp_min(torch.finfo(norm.dtype).tiny)
+@dataclass(frozen=True)
+class _Begun:
+    """How far Richardson's iteration got: u, `r = b - A u`, the norm of that, and what else its products told.
+
+    Attributes:
+        known: pairs of a direction z and `A M z`, from the steps after u.
+        done: whether every event has reached its goal.
+    """
+
+    u: Tensor
+    r: Tensor
+    norm: Tensor
+    known: Sequence[tuple[Tensor, Tensor]] = ()
+    done: bool = False
+
+
+def _relaxed(system: _System, b: Tensor, rtol: float, maxiter: int, keep: bool) -> _Begun:
+    """Richardson's iteration while it halves the worst residual; what is known after that, if it is to be kept.
+
+    A look at the residuals costs as much as a small product. They fall at a steady rate, which says when to look next.
+    """
+    tiny = torch.finfo(system.size.dtype).tiny
+    goal = system.goal.clamp_min(tiny)
+    found = _Begun(torch.zeros_like(b), b, system.size)
+    worst, ahead = 1 / rtol, 1
     while worst > 1 and system.products < maxiter:
-        trial = u + system.preconditioned(r) if system.products else system.preconditioned(b)
-        trial_r = b - system.times(trial)
-        trial_norm = _norm(trial_r)
-        left = (trial_norm / goal).amax().item()
-        if not left <= max(worst / 2, 1):  # NaN compares false
-            break
-        u, r, norm, worst = trial, trial_r, trial_norm, left
-    return u, r, norm
+        u, r, ahead = found.u, found.r, min(ahead, maxiter - system.products)
+        steps: list[tuple[Tensor, Tensor]] = []
+        for _ in range(ahead):
+            u = u + system.preconditioned(r) if system.products else system.preconditioned(b)
+            before, r = r, b - system.times(u)
+            if keep:
+                steps.append((before, before - r))
+        norm = _norm(r)
+        left = (norm / goal).amax().item()
+        if not left <= max(worst / 2**ahead, 1):  # NaN compares false
+            lengths = [_norm(z).clamp_min(tiny)[:, None] for z, _ in steps]
+            known = [(z / length, w / length) for (z, w), length in zip(steps, lengths, strict=True)]
+            return replace(found, known=known)
+        rate = math.log(worst / max(left, 1)) / ahead
+        ahead = max(1, min(math.ceil(math.log(max(left, 1)) / rate), 2 * system.products))
+        worst, found = left, _Begun(u, r, norm)
+    return replace(found, done=worst <= 1)
 
 
-def _minimise(system: _System, r: Tensor, norm: Tensor, u_norm: Tensor, steps: int) -> Tensor:
-    """Minimise `|r - A M z|` over a Krylov space; returns z.
+def _minimise(
+    system: _System,
+    r: Tensor,
+    norm: Tensor,
+    u_norm: Tensor,
+    steps: int,
+    known: Sequence[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Minimise `|r - A M z|` over a Krylov space, begun with directions whose images are known; returns z.
 
     With directions Z and `A M Z = Q R`, Q orthonormal, each step takes the component along its column of Q out of r;
     there is no Hessenberg matrix to rotate. The next direction is r itself while it shrinks, else the last column of
@@ -154,8 +198,8 @@ def _minimise(system: _System, r: Tensor, norm: Tensor, u_norm: Tensor, steps: i
     active = norm > tolerance
     z = r / norm.clamp_min(tiny)[:, None]
     for k in range(steps):
+        z, w = known[k] if k < len(known) else (z, system.times(system.preconditioned(z)))
         directions[k] = z
-        w = system.times(system.preconditioned(z))
         q, column = _orthonormalised(w, images[:k])
         images[k] = q
         part = torch.where(active, _dot(q, r), 0.0)
@@ -228,7 +272,7 @@ def bicgstab(apply: Operator, b: Tensor, *, rtol: float, maxiter: int, precondit
     while True:
         open_ = norm > system.tolerance(_norm(u))
         if not open_.any() or system.products >= maxiter or failures > 3:
-            return system.report(u, r, _norm(u))
+            return system.report(u, norm, _norm(u))
         u = _sweep(system, u, r, open_, maxiter)
         r, before = b - system.times(u), norm
         norm = _norm(r)
@@ -257,7 +301,7 @@ def cg(apply: Operator, b: Tensor, *, rtol: float, maxiter: int, precondition: O
     while True:
         open_ = (norm > system.tolerance(_norm(u))) & ~indefinite
         if not open_.any() or system.products >= maxiter or failures > 3:
-            found = system.report(u, r, _norm(u))
+            found = system.report(u, norm, _norm(u))
             return replace(found, converged=found.converged & ~indefinite, indefinite=indefinite)
         u, negative = _descend(system, u, r, open_, maxiter)
         indefinite = indefinite | negative
