@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from backsolve import errors
-from backsolve._random import gaussian_like
+from backsolve._nearby import not_bracketed
 from backsolve._reduce import extremes
 
 OnFailure = Literal["raise", "warn", "nan", "ignore"]
@@ -45,9 +45,6 @@ class Solution:
 
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
-_ROUNDINGS = 64
-_TRIES = 3
-_FEW = 1 / 16  # of the components
 _HALF_THE_DIGITS = {dtype: math.sqrt(torch.finfo(dtype).eps) for dtype in FLOATS}
 
 
@@ -140,7 +137,7 @@ def check_residual(
     solved = (difference.abs() <= rtol * size) & difference.isfinite()  # NaN compares false
     failed = ~_in_each_event(solved, event_dim)
     if failed.any() and not y.is_complex():
-        left = _not_bracketed(y, x, z, (~solved).flatten().nonzero()[:, 0], rtol, event_dim, value)
+        left = not_bracketed(y, x, z, (~solved).flatten().nonzero()[:, 0], rtol, event_dim, value)
         solved = torch.ones_like(solved)
         solved.view(-1)[left] = False
         failed = ~_in_each_event(solved, event_dim)
@@ -154,55 +151,6 @@ def check_residual(
     if (failed & passed).any():
         passed &= _responds(y, step, rtol, event_dim, value, newton)
     return Check(failed & ~passed, residual, step_norm)
-
-
-def solved_but_for_rounding(
-    y: Tensor, x: Tensor, z: Tensor, rtol: float, event_dim: int, value: Callable[[Tensor], Tensor]
-) -> bool:
-    """Whether all but a few components pass the free test, and those by how f changes nearby, in the fewest kernels."""
-    if y.is_complex():
-        return False
-    off = (z / x.detach()).sub_(1).abs_()
-    doubtful = (~(off <= rtol)).flatten().nonzero()[:, 0]  # NaN compares false
-    if len(doubtful) > _FEW * z.numel():
-        return False
-    return not len(_not_bracketed(y, x, z, doubtful, rtol, event_dim, value))
-
-
-def _not_bracketed(
-    y: Tensor,
-    x: Tensor | None,
-    z: Tensor,
-    doubtful: Tensor,
-    rtol: float,
-    event_dim: int,
-    value: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Of some components, by their numbers, those where f does not pass x between two places a few roundings of y away.
-
-    Where x is small beside the terms that f adds up, as in a few of the many components of a large event, rounding
-    fails the free test. Then f at `y (1 - width)` and `y (1 + width)` lies on both sides of x, with f(y) well between
-    them: at a pole or a jump it is not. Each component of an event has a random sign, so that little cancels; what does
-    is tried again.
-    """
-    y, width = y.detach(), min(_ROUNDINGS * torch.finfo(y.dtype).eps, rtol)
-    target = z.new_zeros(len(doubtful)) if x is None else x.detach().take(doubtful)
-    middle = z.take(doubtful)
-    event = y.shape[y.dim() - event_dim :]
-    signs = gaussian_like(y.new_empty(_TRIES, *event)).sign().unbind() if event else (y.new_ones(()),)
-    for away in signs:
-        try:
-            one, other = (value(y * (1 + side * away)).take(doubtful) for side in (-width, width))
-        except Exception:  # noqa: BLE001 (f may raise outside its domain, whatever it likes)
-            break
-        low, high = torch.minimum(one, other), torch.maximum(one, other)
-        amid = torch.minimum(middle - low, high - middle) > (high - low) / 16  # NaN compares false
-        left = ~(amid & (low <= target) & (target <= high))
-        number = int(left.sum())
-        if number in (0, len(left)):
-            return doubtful[left]
-        doubtful, target, middle = doubtful[left], target[left], middle[left]
-    return doubtful
 
 
 def _responds(

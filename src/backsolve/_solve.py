@@ -17,6 +17,7 @@ from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule, attach
 from backsolve._linearize import Forward, Linearization, Model, check_value, linearize, linearize_connected
+from backsolve._nearby import solved_but_for_rounding
 from backsolve._solution import (
     Check,
     Tolerance,
@@ -25,7 +26,6 @@ from backsolve._solution import (
     handle_failure,
     obviously_solved,
     residual_error,
-    solved_but_for_rounding,
     spoil,
 )
 from backsolve._torch import (
@@ -283,8 +283,10 @@ def _check(
         rtol = problem.tolerance.relative(y.dtype)
         if obviously_solved(x, z, rtol):
             return None
-        if solved_but_for_rounding(y, x, z, rtol, problem.rule.event_dim, forward.value):
-            return None
+        with GradMode(False):
+            pull = at.pull if at is not None and at.depends_on_y else None
+            if solved_but_for_rounding(y, x, z, rtol, problem.rule.event_dim, forward.value, pull):
+                return None
 
     @functools.cache
     def assembled() -> Assembled:
