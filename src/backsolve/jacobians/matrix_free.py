@@ -162,11 +162,13 @@ class MatrixFreeAt(Assembled):
 
             return fold_batched_grads(each, b)
         found, batch = self._run(b, transposed), split(b, self.at.event_dim)[0]
+        if found.solved:
+            return found.solution.reshape(b.shape)
         if found.indefinite is not None and found.indefinite.any():
             raise errors.negative_curvature(tuple(int(i) for i in found.indefinite.reshape(batch).nonzero()[0]))
         u, fallback, converged = found.solution.reshape(b.shape), self.options.fallback, found.converged
-        if found.growth is not None:
-            suspects = found.growth * torch.finfo(b.dtype).eps ** 0.5 > 1
+        if (growth := found.growth) is not None:
+            suspects = growth * torch.finfo(b.dtype).eps ** 0.5 > 1
             if fallback is not None:
                 converged = converged & ~suspects
             elif suspects.any():
@@ -193,8 +195,10 @@ class MatrixFreeAt(Assembled):
         def product(u: Tensor) -> Tensor:
             return apply(u.reshape(b.shape)).reshape(u.shape)
 
-        n = math.prod(split(b, self.at.event_dim)[1])
-        return self._method(product, b.detach().reshape(-1, n), precondition if own else None)
+        rows = b.detach().reshape(-1, math.prod(split(b, self.at.event_dim)[1]))
+        if rows.shape == b.shape:
+            product = apply  # without the microseconds that two views take in each product
+        return self._method(product, rows, precondition if own else None)
 
     def _changes_by_half(self, u: Tensor, b: Tensor, transposed: bool) -> Tensor:
         """Where the rounding of y alone changes `J u = b` by half: at a turning point of f u is large, and noise."""

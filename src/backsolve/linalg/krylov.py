@@ -16,6 +16,8 @@ from torch import Tensor
 
 Operator = Callable[[Tensor], Tensor]  # (events, n) -> (events, n)
 
+_UNSEEN = 8  # products of Richardson's iteration, at most, between two looks at the residual
+
 
 @dataclass(frozen=True)
 class Krylov:
@@ -23,20 +25,39 @@ class Krylov:
 
     Attributes:
         solution: u, shape `(events, n)`.
-        residual: `|b - A u| / |b|` in the Euclidean norm, shape `(events,)`.
-        converged: whether that is small enough, shape `(events,)`.
+        norm: `|b - A u|` in the Euclidean norm, shape `(events,)`.
+        allowed: how large that may be.
+        size: `|b|`.
         products: how often A was applied.
-        growth: `|A| |u| / |b|`, as far as |A| was seen, shape `(events,)`: large where A is close to singular. None:
-            u is not large.
+        reach: `|A| |u|`, as far as |A| was seen; None: u is not large.
         indefinite: where a direction of negative curvature was met, shape `(events,)`; for `cg`.
+        solved: whether it is known that all have converged, with a u that is not large.
     """
 
     solution: Tensor
-    residual: Tensor
-    converged: Tensor
+    norm: Tensor
+    allowed: Tensor
+    size: Tensor
     products: int
-    growth: Tensor | None
+    reach: Tensor | None = None
     indefinite: Tensor | None = None
+    solved: bool = False
+
+    @property
+    def converged(self) -> Tensor:
+        """Whether the residual is small enough, shape `(events,)`."""
+        small = self.norm <= self.allowed  # NaN compares false
+        return small if self.indefinite is None else small & ~self.indefinite
+
+    @property
+    def residual(self) -> Tensor:
+        """`|b - A u| / |b|`, shape `(events,)`."""
+        return self.norm / torch.where(self.size > 0, self.size, 1.0)
+
+    @property
+    def growth(self) -> Tensor | None:
+        """`|A| |u| / |b|`, as far as |A| was seen, shape `(events,)`: large where A is close to singular."""
+        return None if self.reach is None else self.reach / torch.where(self.size > 0, self.size, 1.0)
 
 
 class _System:
@@ -69,12 +90,9 @@ class _System:
         rounding = torch.minimum(4 * self.eps * self.stretch * u_norm, self.eps**0.5 * self.size)
         return torch.maximum(self.goal, rounding)
 
-    def report(self, u: Tensor, norm: Tensor, u_norm: Tensor | None = None) -> Krylov:
-        """The verdict on u, whose residual has this norm; without the norm of u if that is not large."""
-        converged = norm <= (self.goal if u_norm is None else self.tolerance(u_norm))  # NaN compares false
-        size = torch.where(self.size > 0, self.size, 1.0)
-        growth = None if u_norm is None else self.stretch * u_norm / size
-        return Krylov(u, norm / size, converged, self.products, growth)
+    def report(self, u: Tensor, norm: Tensor, u_norm: Tensor) -> Krylov:
+        """The verdict on u, whose residual has this norm."""
+        return Krylov(u, norm, self.tolerance(u_norm), self.size, self.products, self.stretch * u_norm)
 
 
 def richardson(
@@ -86,8 +104,7 @@ def richardson(
     products than GMRES, and nothing but products. The arguments are those of `gmres`.
     """
     system = _System(apply, precondition, b, rtol)
-    begun = _relaxed(system, b, rtol, maxiter, keep=False)
-    return system.report(begun.u, begun.norm)
+    return _relaxed(system, b, rtol, maxiter, keep=False).report(system, b)
 
 
 def gmres(
@@ -111,12 +128,12 @@ def gmres(
         Y. Saad, M. H. Schultz, GMRES, SIAM J. Sci. Stat. Comput. 7, 1986.
     """
     system = _System(apply, precondition, b, rtol)
-    begun = _Begun(torch.zeros_like(b), b, system.size)
+    begun = _Begun(None, b, system.size)
     if len(b) > 1:
         begun = _relaxed(system, b, rtol, maxiter, keep=True)
-    if begun.done:
-        return system.report(begun.u, begun.norm)
-    u, r, norm, known = begun.u, begun.r, begun.norm, begun.known
+        if begun.done:
+            return begun.report(system, b)
+    u, r, norm, known = torch.zeros_like(b) if begun.u is None else begun.u, begun.r, begun.norm, begun.known
     u_norm = _norm(u)
     while True:
         open_ = norm > system.tolerance(u_norm)
@@ -133,47 +150,58 @@ def gmres(
 
 @dataclass(frozen=True)
 class _Begun:
-    """How far Richardson's iteration got: u, `r = b - A u`, the norm of that, and what else its products told.
+    """How far Richardson's iteration got.
 
     Attributes:
+        u: None stands for 0.
+        r: `b - A u`.
+        norm: that of r, for each event.
         known: pairs of a direction z and `A M z`, from the steps after u.
         done: whether every event has reached its goal.
     """
 
-    u: Tensor
+    u: Tensor | None
     r: Tensor
     norm: Tensor
     known: Sequence[tuple[Tensor, Tensor]] = ()
     done: bool = False
 
+    def report(self, system: _System, b: Tensor) -> Krylov:
+        """The verdict on u."""
+        u = torch.zeros_like(b) if self.u is None else self.u
+        return Krylov(u, self.norm, system.goal, system.size, system.products, solved=self.done)
+
 
 def _relaxed(system: _System, b: Tensor, rtol: float, maxiter: int, keep: bool) -> _Begun:
-    """Richardson's iteration while it halves the worst residual; what is known after that, if it is to be kept.
+    """Richardson's iteration while it halves the worst residual; what its last steps told, if that is to be kept.
 
     A look at the residuals costs as much as a small product. They fall at a steady rate, which says when to look next.
     """
-    tiny = torch.finfo(system.size.dtype).tiny
-    goal = system.goal.clamp_min(tiny)
-    found = _Begun(torch.zeros_like(b), b, system.size)
-    worst, ahead = 1 / rtol, 1
+    goal = system.goal.clamp_min(torch.finfo(system.size.dtype).tiny)
+    found, worst, ahead = _Begun(None, b, system.size), 1 / rtol, 1
     while worst > 1 and system.products < maxiter:
         u, r, ahead = found.u, found.r, min(ahead, maxiter - system.products)
-        steps: list[tuple[Tensor, Tensor]] = []
+        residuals = [r]
         for _ in range(ahead):
-            u = u + system.preconditioned(r) if system.products else system.preconditioned(b)
-            before, r = r, b - system.times(u)
+            step = system.preconditioned(r)
+            u = step if u is None else u + step
+            r = b - system.times(u)
             if keep:
-                steps.append((before, before - r))
+                residuals.append(r)
         norm = _norm(r)
-        left = (norm / goal).amax().item()
-        if not left <= max(worst / 2**ahead, 1):  # NaN compares false
-            lengths = [_norm(z).clamp_min(tiny)[:, None] for z, _ in steps]
-            known = [(z / length, w / length) for (z, w), length in zip(steps, lengths, strict=True)]
-            return replace(found, known=known)
-        rate = math.log(worst / max(left, 1)) / ahead
-        ahead = max(1, min(math.ceil(math.log(max(left, 1)) / rate), 2 * system.products))
-        worst, found = left, _Begun(u, r, norm)
+        left = max((norm / goal).amax().item(), 1.0)
+        if not left <= max(worst / 2**ahead, 1.0):  # NaN compares false
+            return replace(found, known=[_normalised(r, r - after) for r, after in pairwise(residuals)])
+        rate, worst = math.log(worst / left) / ahead, left
+        ahead = max(1, min(math.ceil(math.log(left) / rate), _UNSEEN))
+        found = _Begun(u, r, norm)
     return replace(found, done=worst <= 1)
+
+
+def _normalised(z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """A direction of length 1 and its image, from some direction and its image."""
+    length = _norm(z).clamp_min(torch.finfo(z.dtype).tiny)[:, None]
+    return z / length, w / length
 
 
 def _minimise(
@@ -301,8 +329,7 @@ def cg(apply: Operator, b: Tensor, *, rtol: float, maxiter: int, precondition: O
     while True:
         open_ = (norm > system.tolerance(_norm(u))) & ~indefinite
         if not open_.any() or system.products >= maxiter or failures > 3:
-            found = system.report(u, norm, _norm(u))
-            return replace(found, converged=found.converged & ~indefinite, indefinite=indefinite)
+            return replace(system.report(u, norm, _norm(u)), indefinite=indefinite)
         u, negative = _descend(system, u, r, open_, maxiter)
         indefinite = indefinite | negative
         r, before = b - system.times(u), norm
