@@ -14,6 +14,8 @@ from backsolve.jacobians.base import Assembled, Linearized, evaluate_near
 from backsolve.linalg import Factored, Structure
 
 _PRINTABLE = 512  # up to here singular values are worked out for a message
+_AT_ONCE = 2**18  # elements of a stack of cotangents: what f's backward makes of it stays in the cache
+_FEWEST = 512  # events in it: a product with fewer rows costs more for each
 
 
 class FactoredAt(Assembled):
@@ -144,8 +146,15 @@ def dense_matrix(at: Linearized) -> Tensor:
         return at.known.reshape(*batch, n, n)
     identity = torch.eye(n, dtype=at.y.dtype, device=at.y.device)
     cotangents = identity.reshape(n, *(1,) * len(batch), *event).expand(n, *batch, *event)
-    rows = at.pull_many(cotangents).reshape(n, *batch, n).conj()  # J^H e_i is the conjugate of row i
-    return rows.movedim(0, -2).contiguous()  # it is read often
+    several = max(_AT_ONCE // max(at.y.numel(), 1), _FEWEST * n // max(at.y.numel(), 1))
+    if several >= n or at.transformed or torch.is_grad_enabled() or at.y.device.type != "cpu":
+        rows = at.pull_many(cotangents).reshape(n, *batch, n).conj()  # J^H e_i is the conjugate of row i
+        return rows.movedim(0, -2).contiguous()  # it is read often
+    matrix = at.y.new_empty(*batch, n, n)
+    for first in range(0, n, several):
+        rows = at.pull_many(cotangents[first : first + several]).reshape(-1, *batch, n).conj()
+        matrix[..., first : first + several, :] = rows.movedim(0, -2)
+    return matrix
 
 
 def split(y: Tensor, event_dim: int) -> tuple[torch.Size, torch.Size]:
