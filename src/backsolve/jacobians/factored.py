@@ -14,8 +14,8 @@ from backsolve.jacobians.base import Assembled, Linearized, evaluate_near
 from backsolve.linalg import Factored, Structure
 
 _PRINTABLE = 512  # up to here singular values are worked out for a message
-_AT_ONCE = 2**18  # elements of a stack of cotangents: what f's backward makes of it stays in the cache
-_FEWEST = 512  # events in it: a product with fewer rows costs more for each
+_AT_ONCE = 2**17  # elements of a stack of cotangents: what f's backward makes of it stays in the cache
+_FEWEST = 1024  # events in it: a product with fewer rows costs more for each
 
 
 class FactoredAt(Assembled):
