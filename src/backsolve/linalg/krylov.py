@@ -14,6 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from backsolve.linalg.space import Space
+
 Operator = Callable[[Tensor], Tensor]  # (events, n) -> (events, n)
 
 _UNSEEN = 8  # products of Richardson's iteration, at most, between two looks at the residual
@@ -200,8 +202,8 @@ def _relaxed(system: _System, b: Tensor, rtol: float, maxiter: int, keep: bool) 
 
 def _normalised(z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """A direction of length 1 and its image, from some direction and its image."""
-    length = _norm(z).clamp_min(torch.finfo(z.dtype).tiny)[:, None]
-    return z / length, w / length
+    inverse = _inverse(_norm(z))
+    return z * inverse, w * inverse
 
 
 def _minimise(
@@ -218,27 +220,29 @@ def _minimise(
     there is no Hessenberg matrix to rotate. The next direction is r itself while it shrinks, else the last column of
     Q: then Z stays well-conditioned (Jiránek, Rozložník, Adaptive version of simpler GMRES, 2010).
     """
-    tiny = torch.finfo(norm.dtype).tiny
-    directions, images = r.new_empty(2, steps, *r.shape)
+    directions, images = Space(r, steps), Space(r, steps)
     columns: list[Tensor] = []
     parts: list[Tensor] = []
     tolerance = system.tolerance(u_norm)
     active = norm > tolerance
-    z = r / norm.clamp_min(tiny)[:, None]
+    z = r * _inverse(norm)
     for k in range(steps):
         z, w = known[k] if k < len(known) else (z, system.times(system.preconditioned(z)))
-        directions[k] = z
-        q, column = _orthonormalised(w, images[:k])
-        images[k] = q
+        directions.place().copy_(z)
+        q, column = _orthonormalised(w, images)
         part = torch.where(active, _dot(q, r), 0.0)
-        r = r - part[:, None] * q
+        r = torch.addcmul(r, part[:, None], q, value=-1)
         before, norm = norm, _norm(r)
         columns.append(column)
         parts.append(part)
         active = active & (norm > tolerance) & (column[-1] != 0)
         if not active.any():
             break
-        z = torch.where((norm <= 0.9 * before)[:, None], r / norm.clamp_min(tiny)[:, None], q)
+        shrinks = norm <= 0.9 * before
+        if shrinks.all():
+            z = r * _inverse(norm)
+        else:
+            z = torch.where(shrinks[:, None], r * _inverse(norm), q) if shrinks.any() else q
     k = len(parts)
     triangle = r.new_zeros(r.shape[0], k, k)
     for i, column in enumerate(columns):
@@ -246,36 +250,30 @@ def _minimise(
     system.stretch = torch.maximum(system.stretch, _norm(triangle.mT).amax(-1).nan_to_num(0.0))
     triangle.diagonal(dim1=-2, dim2=-1).masked_fill_(torch.stack([column[-1] == 0 for column in columns], -1), 1.0)
     z = torch.linalg.solve_triangular(triangle, torch.stack(parts, -1)[..., None], upper=True)[..., 0]
-    return _combined(z.mT, directions[:k])
+    return directions.combination(z.mT)
 
 
-def _orthonormalised(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of w that is orthogonal to the basis, normalised; and the column of R. 0 where nothing is left."""
+def _orthonormalised(w: Tensor, basis: Space) -> tuple[Tensor, Tensor]:
+    """Add to an orthonormal basis the part of w that is orthogonal to it; returns that, and the column of R.
+
+    0 where nothing is left.
+    """
     size = _norm(w)
-    column = _projected(basis, w)
-    w = w - _combined(column, basis)
+    column = basis.projections(w)
+    w = basis.without(column, w)
     length = _norm(w)
-    if len(basis) and not (length > 0.1 * size).all():  # much was cancelled: once more, and it is orthogonal
-        again = _projected(basis, w)
-        w, column = w - _combined(again, basis), column + again
+    if len(column) and not (length > 0.1 * size).all():  # much was cancelled: once more, and it is orthogonal
+        again = basis.projections(w)
+        w, column = basis.without(again, w), column + again
         length = _norm(w)
         length = torch.where(length > 8 * torch.finfo(size.dtype).eps * size, length, 0.0)
-    q = torch.where(length[:, None] > 0, w / length[:, None], 0.0)
+    q = torch.mul(w, _inverse(length), out=basis.place())
     return q, torch.cat([column, length[None].to(w.dtype)])
 
 
-def _projected(basis: Tensor, w: Tensor) -> Tensor:
-    """The scalar products of w with each vector, shape `(k, events)` from `(k, events, n)`."""
-    if len(w) == 1:
-        return basis[:, 0].conj() @ w[0, :, None]
-    return (basis.conj() * w).sum(-1)
-
-
-def _combined(factors: Tensor, vectors: Tensor) -> Tensor:
-    """The sum of factors times vectors, shape `(events, n)`."""
-    if len(factors) and vectors.shape[1] == 1:
-        return factors.mT @ vectors[:, 0]
-    return (factors[..., None] * vectors).sum(0)
+def _inverse(length: Tensor) -> Tensor:
+    """`1 / length` as a column, and 0 where the length is 0."""
+    return torch.where(length >= torch.finfo(length.dtype).tiny, 1 / length, 0.0)[:, None]
 
 
 def bicgstab(apply: Operator, b: Tensor, *, rtol: float, maxiter: int, precondition: Operator | None = None) -> Krylov:
@@ -392,6 +390,8 @@ def _norm(v: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
+    if len(a) == 1:
+        return torch.vdot(a[0], b[0])[None]
     return (a.conj() * b).sum(-1)
 
 
