@@ -28,6 +28,7 @@ ROOMS = (
     "_random",
     "_reduce",
     "linalg",
+    "_nearby",
     "_solution",
     "jacobians",
     "_places",
