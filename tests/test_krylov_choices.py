@@ -99,6 +99,14 @@ def test_no_product_is_lost_where_a_batch_does_not_contract(size: float) -> None
     assert (found.growth <= torch.linalg.matrix_norm(a, 2) * found.solution.norm(dim=-1) / b.norm(dim=-1)).all()
 
 
+@pytest.mark.parametrize("maxiter", [1, 2, 5])
+def test_richardson_that_is_stopped_early_is_an_error(maxiter: int) -> None:
+    x = torch.ones(3, 4, dtype=torch.float64, requires_grad=True)
+    inv = inverse(lambda y: 1.2 * y, lambda x: x / 1.2, event_dim=1, jacobian=MatrixFree("richardson", maxiter=maxiter))
+    with pytest.raises(errors.ConvergenceError, match="3 of 3 events not converged"):
+        inv(x).sum().backward()
+
+
 def convex(y: Tensor, a: Tensor) -> Tensor:
     """The gradient of a convex function: J is symmetric, and positive definite if a is."""
     return (a @ y[..., None])[..., 0] + y**3
