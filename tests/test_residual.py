@@ -372,9 +372,21 @@ def test_each_small_component_has_to_be_explained(graph: bool) -> None:
         inverse(f, lambda _: wrong.clone(), event_dim=1)(x)
 
 
+def test_components_are_numbered_in_any_layout() -> None:
+    """Where x and y are transposed in memory the wrong component is found in its own event."""
+    y = tensor(1.0, 2.0, 3.0, 4.0, 5.0, 6.0).reshape(3, 2).T
+    x = 2 * y
+    x[1, 0] *= 1.001
+    for needs_graph in (False, True):
+        with pytest.raises(errors.ResidualError, match=r"1 of 2 events differ, the first at index \(1,\)"):
+            inverse(lambda y: 2 * y, lambda _: y, event_dim=1)(x.requires_grad_(needs_graph))
+
+
 @pytest.mark.parametrize("graph", [False, True])
-def test_infinities_and_zeros_that_agree_are_solved(graph: bool) -> None:
-    x = torch.stack([tensor(math.inf, 0.0, 1.0), tensor(0.5, 0.0, -math.inf)]).requires_grad_(graph)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_infinities_and_zeros_that_agree_are_solved(graph: bool, transposed: bool) -> None:
+    x = torch.stack([tensor(math.inf, 0.0), tensor(0.5, -math.inf)])
+    x = (x.T if transposed else x).requires_grad_(graph)
     torch.testing.assert_close(inverse(lambda y: 2 * y, lambda x: x / 2, event_dim=1)(x), x / 2)
 
 

@@ -38,7 +38,7 @@ def solved_but_for_rounding(
         return False
     n = y.shape[y.dim() - event_dim :].numel()
     x, y = x.detach(), y.detach()
-    off = (z / x).sub_(1).abs_().view(-1, n)
+    off = (z / x).sub_(1).abs_().reshape(-1, n)
     if n > 1 and pull is not None:
         events = (~(off.amax(-1) <= rtol)).nonzero()[:, 0]  # NaN compares false
         if not len(events):
@@ -46,7 +46,7 @@ def solved_but_for_rounding(
         (_, second), columns = (t.unbind(-1) for t in off[events].topk(2))
         if all(s <= rtol for s in second.tolist()) and _is_rounding(y, x, z, n, rtol, events, columns[0], pull):
             return True
-    doubtful = (~(off.view(-1) <= rtol)).nonzero()[:, 0]
+    doubtful = (~(off.flatten() <= rtol)).nonzero()[:, 0]
     doubtful = doubtful[z.take(doubtful) != x.take(doubtful)]  # two infinities are equal, and so are two zeros
     if len(doubtful) > _FEW * z.numel():
         return False

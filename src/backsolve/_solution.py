@@ -138,7 +138,7 @@ def check_residual(
     failed = ~_in_each_event(solved, event_dim)
     if failed.any() and not y.is_complex():
         left = not_bracketed(y, x, z, (~solved).flatten().nonzero()[:, 0], rtol, event_dim, value)
-        solved = torch.ones_like(solved)
+        solved = torch.ones(solved.shape, dtype=torch.bool, device=solved.device)  # in the order of the numbers
         solved.view(-1)[left] = False
         failed = ~_in_each_event(solved, event_dim)
     if not failed.any():
