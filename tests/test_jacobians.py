@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from backsolve import Banded, Dense, Diagonal, MatrixFree, Triangular, errors, inverse
 from backsolve._linearize import Linearization
-from backsolve.jacobians import Jacobian
+from backsolve.jacobians import Jacobian, factored
 from tests.problems import BY_NAME, CLAIMS, Problem
 from tests.test_derivatives import assert_close_orders, derivatives
 from tests.test_transforms import assert_same
@@ -293,6 +293,37 @@ def test_bands_take_as_many_cotangents_as_there_are_bands(monkeypatch: pytest.Mo
     structure = Banded(1, 1)
     inverse(lambda y: 2 * y, lambda x: x / 2, event_dim=1, jacobian=structure, verify=False)(x).sum().backward()
     assert asked == [3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize(("shape", "event_dim"), [((7,), 1), ((2, 3, 7), 1), ((3, 2, 5), 2)])
+def test_a_matrix_by_pieces_is_the_matrix(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], event_dim: int, dtype: torch.dtype
+) -> None:
+    n = torch.Size(shape[-event_dim:]).numel()
+    weight = torch.randn(n, n, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+    def f(y: Tensor) -> Tensor:
+        flat = y.flatten(-event_dim)
+        return (3 * flat + (flat @ weight.T).sin() / n).reshape(y.shape)
+
+    y = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    x, v = f(y).requires_grad_(), torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    whole = torch.autograd.grad(inverse(f, lambda _: y.clone(), event_dim=event_dim)(x), x, v)[0]
+    asked: list[int] = []
+    pull_many = Linearization.pull_many
+
+    def counted(self: Linearization, vs: Tensor) -> Tensor:
+        asked.append(len(vs))
+        return pull_many(self, vs)
+
+    monkeypatch.setattr(Linearization, "pull_many", counted)
+    monkeypatch.setattr(factored, "_AT_ONCE", 3 * y.numel())
+    monkeypatch.setattr(factored, "_FEWEST", 1)
+    inv = inverse(f, lambda _: y.clone(), event_dim=event_dim, verify=False)
+    pieces = torch.autograd.grad(inv(x), x, v)[0]
+    assert asked == [*[3] * (n // 3), n % 3]
+    torch.testing.assert_close(pieces, whole, rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -79,6 +79,34 @@ def test_richardson_takes_the_products_of_the_iteration_by_hand() -> None:
     assert not richardson(product(3 * a), b, rtol=1e-10, maxiter=100).converged.any()
 
 
+@pytest.mark.parametrize("size", [1.0, 1e8])
+def test_no_product_is_lost_where_a_batch_does_not_contract(size: float) -> None:
+    """What Richardson's iteration tried before it gave up begins the Krylov space, whatever the size of b."""
+    a = torch.eye(40, dtype=torch.float64) + 2 * random(0, 3, 40, 40) / 40**0.5
+    b, steps = size * random(1, 3, 40), []
+    for matrix, right in zip(a, b, strict=True):
+        space, r, count = right[:, None], right, 0
+        while r.norm() > 1e-10 * right.norm():  # the smallest Krylov space that is large enough, by least squares
+            count += 1
+            images = matrix @ space
+            r = right - images @ torch.linalg.lstsq(images, right[:, None]).solution[:, 0]
+            space = torch.linalg.qr(torch.cat([right[:, None], images], 1)).Q
+        steps.append(count)
+    found = gmres(product(a), b, rtol=1e-10, maxiter=400, restart=50)
+    assert found.converged.all()
+    assert found.products <= max(steps) + 1  # and a last look
+    assert found.growth is not None
+    assert (found.growth <= torch.linalg.matrix_norm(a, 2) * found.solution.norm(dim=-1) / b.norm(dim=-1)).all()
+
+
+@pytest.mark.parametrize("maxiter", [1, 2, 5])
+def test_richardson_that_is_stopped_early_is_an_error(maxiter: int) -> None:
+    x = torch.ones(3, 4, dtype=torch.float64, requires_grad=True)
+    inv = inverse(lambda y: 1.2 * y, lambda x: x / 1.2, event_dim=1, jacobian=MatrixFree("richardson", maxiter=maxiter))
+    with pytest.raises(errors.ConvergenceError, match="3 of 3 events not converged"):
+        inv(x).sum().backward()
+
+
 def convex(y: Tensor, a: Tensor) -> Tensor:
     """The gradient of a convex function: J is symmetric, and positive definite if a is."""
     return (a @ y[..., None])[..., 0] + y**3

@@ -29,6 +29,7 @@ ROOMS = (
     "_random",
     "_reduce",
     "linalg",
+    "_nearby",
     "_solution",
     "jacobians",
     "_places",

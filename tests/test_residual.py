@@ -322,14 +322,72 @@ POLES = {
 }
 
 
+@pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("event_dim", [0, 1])
 @pytest.mark.parametrize(("f", "y", "x"), POLES.values(), ids=POLES.keys())
-def test_a_pole_between_two_places_is_no_root(f: Any, y: float, x: float, event_dim: int) -> None:
+def test_a_pole_between_two_places_is_no_root(f: Any, y: float, x: float, event_dim: int, graph: bool) -> None:
     """f passes x there only by way of infinity; in an event the large component lends the small one nothing."""
+    target = torch.stack([tensor(x)[0], f(tensor(math.atan(1e3)))[0]]).requires_grad_(graph)
     with pytest.raises(errors.ResidualError):
-        inverse(f, lambda _: tensor(y, math.atan(1e3)), event_dim=event_dim)(
-            torch.stack([tensor(x)[0], f(tensor(math.atan(1e3)))[0]])
-        )
+        inverse(f, lambda _: tensor(y, math.atan(1e3)), event_dim=event_dim)(target)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_each_small_component_has_to_be_explained(graph: bool) -> None:
+    """A difference of large terms may be off by their rounding; a small component without such terms may not."""
+    evaluations = products = 0
+
+    class Counted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, y: Tensor) -> Tensor:
+            nonlocal evaluations
+            evaluations += 1
+            return y.clone()
+
+        @staticmethod
+        def backward(ctx: Any, v: Tensor) -> Tensor:
+            nonlocal products
+            products += 1
+            return v
+
+    def f(y: Tensor) -> Tensor:
+        y0, y1, y2 = Counted.apply(y).unbind(-1)
+        return torch.stack([y0, y0 - y1, 1e-6 * y2], -1)
+
+    y = tensor(1.0, 1 - 1e-13, 1e-4).expand(4, 3).clone()
+    x = f(y)
+    x[1, 1] *= 1.001  # by 1e-16
+    x.requires_grad_(graph)
+    evaluations = 0
+    inverse(f, lambda _: y.clone(), event_dim=1)(x)
+    assert (evaluations, products) == ((1, 1) if graph else (3, 0))
+    for size in (5e-4, 2e-3):  # less than the other relative difference, and more
+        wrong = y.clone()
+        wrong[1, 2] *= 1 + size
+        with pytest.raises(errors.ResidualError, match=r"index \(1,\)"):
+            inverse(f, lambda _, y=wrong: y.clone(), event_dim=1)(x)
+    wrong = y.clone()
+    wrong[2, 2] *= 1.001  # alone in its event
+    with pytest.raises(errors.ResidualError, match=r"index \(2,\)"):
+        inverse(f, lambda _: wrong.clone(), event_dim=1)(x)
+
+
+def test_components_are_numbered_in_any_layout() -> None:
+    """Where x and y are transposed in memory the wrong component is found in its own event."""
+    y = tensor(1.0, 2.0, 3.0, 4.0, 5.0, 6.0).reshape(3, 2).T
+    x = 2 * y
+    x[1, 0] *= 1.001
+    for needs_graph in (False, True):
+        with pytest.raises(errors.ResidualError, match=r"1 of 2 events differ, the first at index \(1,\)"):
+            inverse(lambda y: 2 * y, lambda _: y, event_dim=1)(x.requires_grad_(needs_graph))
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_infinities_and_zeros_that_agree_are_solved(graph: bool, transposed: bool) -> None:
+    x = torch.stack([tensor(math.inf, 0.0), tensor(0.5, -math.inf)])
+    x = (x.T if transposed else x).requires_grad_(graph)
+    torch.testing.assert_close(inverse(lambda y: 2 * y, lambda x: x / 2, event_dim=1)(x), x / 2)
 
 
 def test_a_root_at_zero_is_told_how_to_allow_an_absolute_error() -> None:

@@ -74,6 +74,27 @@ def test_a_dense_turning_point(dtype: torch.dtype) -> None:
         inverse(f, g, event_dim=1)(x[:1]).sum().backward()
 
 
+def test_a_turning_point_in_a_large_event() -> None:
+    """As above, where there are too many elements to look at each."""
+    x = torch.linspace(0.1, 0.9, 3 * 40, dtype=torch.float64).reshape(3, 40)
+    inverse(torch.sin, torch.asin, event_dim=1)(x.clone().requires_grad_()).sum().backward()
+    x[1, 7] = 1.0
+    with pytest.raises(errors.SingularJacobianError, match=r"index \(1,\)"):
+        inverse(torch.sin, torch.asin, event_dim=1)(x.requires_grad_()).sum().backward()
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-170, 1.0, 1e170, 1e200])
+def test_singular_matrices_of_any_size_are_found(size: float) -> None:
+    """Also where squares of their entries are 0 or infinite."""
+    a = torch.randn(2, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a[1, 4] = a[1, :4].sum(0)
+    found = Factored(LU(), size * a).singular()
+    assert found is not None
+    assert found.tolist() == [False, True]
+    found = Factored(LU(), size * a[:1]).singular()
+    assert found is None or not found.any()
+
+
 @pytest.mark.parametrize("structure", [Dense(), Banded(1, 1)], ids=str)
 def test_a_direction_of_y_that_no_equation_sees(structure: Jacobian) -> None:
     """One column of J is rounding error; each of its rows, and each pivot beside its column, looks well."""

@@ -41,17 +41,16 @@ def extremes(expression: Callable[..., Tensor], *tensors: Tensor) -> tuple[float
 
 def least_magnitude(t: Tensor) -> float:
     """The smallest |t|, without a temporary if all elements have one sign; NaN if any element is."""
-    low, high = extremes(torch.abs if t.is_complex() else _itself, t)
-    if low > 0 or high < 0:
-        return min(abs(low), abs(high))
+    if not t.is_complex():
+        low, high = (v.item() for v in torch.aminmax(t))
+        if low > 0 or high < 0:
+            return min(abs(low), abs(high))
     return extremes(torch.abs, t)[0]
 
 
 def greatest_magnitude(t: Tensor) -> float:
     """The largest |t|; NaN if any element is."""
-    low, high = extremes(torch.abs if t.is_complex() else _itself, t)
+    if t.is_complex():
+        return extremes(torch.abs, t)[1]
+    low, high = (v.item() for v in torch.aminmax(t))
     return max(-low, high)
-
-
-def _itself(t: Tensor) -> Tensor:
-    return t

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from backsolve import errors
-from backsolve._random import gaussian_like
+from backsolve._nearby import not_bracketed
 from backsolve._reduce import extremes
 
 OnFailure = Literal["raise", "warn", "nan", "ignore"]
@@ -45,8 +45,6 @@ class Solution:
 
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
-_ROUNDINGS = 64
-_TRIES = 3
 _HALF_THE_DIGITS = {dtype: math.sqrt(torch.finfo(dtype).eps) for dtype in FLOATS}
 
 
@@ -139,8 +137,10 @@ def check_residual(
     solved = (difference.abs() <= rtol * size) & difference.isfinite()  # NaN compares false
     failed = ~_in_each_event(solved, event_dim)
     if failed.any() and not y.is_complex():
-        width = min(_ROUNDINGS * torch.finfo(y.dtype).eps, rtol)
-        failed = ~_in_each_event(_brackets(y, x, z, solved, width, value, _TRIES if event_dim else 1), event_dim)
+        left = not_bracketed(y, x, z, (~solved).flatten().nonzero()[:, 0], rtol, event_dim, value)
+        solved = torch.ones(solved.shape, dtype=torch.bool, device=solved.device)  # in the order of the numbers
+        solved.view(-1)[left] = False
+        failed = ~_in_each_event(solved, event_dim)
     if not failed.any():
         return Check(failed, residual)
     step = newton(difference)
@@ -151,39 +151,6 @@ def check_residual(
     if (failed & passed).any():
         passed &= _responds(y, step, rtol, event_dim, value, newton)
     return Check(failed & ~passed, residual, step_norm)
-
-
-def _brackets(
-    y: Tensor,
-    x: Tensor | None,
-    z: Tensor,
-    solved: Tensor,
-    width: float,
-    value: Callable[[Tensor], Tensor],
-    tries: int,
-) -> Tensor:
-    """The components that are `solved`, or where f passes x between two places a few roundings of y away.
-
-    Where x is small beside the terms that f adds up, as in a few of the many components of a large event, rounding
-    fails the free test. Then f at `y (1 - width)` and `y (1 + width)` lies on both sides of x, with f(y) well between
-    them: at a pole or a jump it is not. Each component of y has a random sign, so that little cancels; what does is
-    tried again.
-    """
-    y, target = y.detach(), torch.zeros_like(z) if x is None else x
-    signs = gaussian_like(y).sign() if tries > 1 else torch.ones_like(y)
-    for _ in range(tries):
-        before, away = solved, width * signs * y.abs()
-        try:
-            one, other = value(y - away), value(y + away)
-        except Exception:  # noqa: BLE001 (f may raise outside its domain, whatever it likes)
-            break
-        low, high = torch.minimum(one, other), torch.maximum(one, other)
-        amid = torch.minimum(z - low, high - z) > (high - low) / 16  # NaN compares false
-        solved = solved | (amid & (low <= target) & (target <= high))
-        if solved.all() or (solved == before).all():
-            break
-        signs = signs.flatten().roll(1).reshape(signs.shape)
-    return solved
 
 
 def _responds(

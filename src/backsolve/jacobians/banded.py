@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -78,17 +79,22 @@ class Banded(Jacobian):
         batch, event = split(at.y, at.event_dim)
         n, m = math.prod(event), self.lower + self.upper + 1
 
+        units = at.y.new_zeros(n + m - 1)
+        units[m - 1 :: m] = 1
+
         def rows_of(colour: int) -> Tensor:
-            cotangent = at.y.new_zeros(n)
-            cotangent[colour::m] = 1
+            """1 in every m-th element from this one on: a window on the same memory for each colour."""
+            cotangent = units[m - 1 - colour :][:n]
             return cotangent.reshape(*(1,) * len(batch), *event).expand(at.y.shape)
 
         if at.y.numel() > _LARGE:
-            pulled = [at.pull(rows_of(colour)) for colour in range(m)]
+            pulled = (at.pull(rows_of(colour)) for colour in range(m))  # each is sorted while it is in the cache
         else:
             pulled = at.pull_many(torch.stack([rows_of(colour) for colour in range(m)])).unbind()
-        rows = [p.reshape(*batch, n).conj() for p in pulled]
-        return self._sorted(rows) if at.transformed or torch.is_grad_enabled() else self._sorted_in_place(rows)
+        rows = (p.reshape(*batch, n).conj() for p in pulled)
+        if at.transformed or torch.is_grad_enabled():
+            return self._sorted(list(rows))
+        return self._sorted_in_place(rows, at.y.new_empty(*batch, m, n))
 
     def _sorted(self, rows: list[Tensor]) -> Tensor:
         """The bands from what was pulled back: row `j - upper + d`, of the colour of this number, has entry [d, j]."""
@@ -100,10 +106,9 @@ class Banded(Jacobian):
         ]
         return torch.stack(bands, -2)
 
-    def _sorted_in_place(self, rows: list[Tensor]) -> Tensor:
+    def _sorted_in_place(self, rows: Iterable[Tensor], bands: Tensor) -> Tensor:
         """The same without a graph: each number is copied once."""
-        m = len(rows)
-        bands = rows[0].new_empty(*rows[0].shape[:-1], m, rows[0].shape[-1])
+        m = bands.shape[-2]
         for colour, row in enumerate(rows):
             for d in range(m):
                 j = (colour + self.upper - d) % m

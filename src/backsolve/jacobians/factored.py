@@ -14,6 +14,9 @@ from backsolve.jacobians.base import Assembled, Linearized, evaluate_near
 from backsolve.linalg import Factored, Structure
 
 _PRINTABLE = 512  # up to here singular values are worked out for a message
+_FEW = 64  # elements: up to here Python is faster than kernels
+_AT_ONCE = 2**17  # elements of a stack of cotangents: what f's backward makes of it stays in the cache
+_FEWEST = 1024  # events in it: a product with fewer rows costs more for each
 
 
 class FactoredAt(Assembled):
@@ -79,9 +82,15 @@ class FactoredAt(Assembled):
         """Whether any event is; an implicit function has no x to compare with, so all of its events are."""
         if self.at.implicit or not self.entries.numel():
             return self.at.implicit
-        y, z = (self._column(t)[..., 0] for t in (self.at.y.detach(), self.at.value))
-        smallest, _ = extremes(lambda d, y: magnitude(d * y), self.structure.diagonal(self.entries.detach()), y)
-        if smallest > 4 * self._eps * greatest_magnitude(z):  # no row and no column is smaller; NaN compares false
+        y, z, diagonal = self.at.y.detach(), self.at.value, self.structure.diagonal(self.entries.detach())
+        y = y.reshape(diagonal.shape).to(diagonal.dtype)
+        if y.numel() <= _FEW:
+            limit = 4 * self._eps * sum(map(abs, z.flatten().tolist()))
+            plain = all(abs(change) > limit for change in (diagonal * y).flatten().tolist())
+        else:
+            smallest, _ = extremes(lambda d, y: magnitude(d * y), diagonal, y)
+            plain = smallest > 4 * self._eps * greatest_magnitude(z)
+        if plain:  # no row and no column is smaller; NaN compares false
             return False
         return not min(least_magnitude(change) for change in self._changes()) > 4 * self._eps
 
@@ -142,10 +151,27 @@ def dense_matrix(at: Linearized) -> Tensor:
     n = math.prod(event)
     if at.known is not None:
         return at.known.reshape(*batch, n, n)
-    identity = torch.eye(n, dtype=at.y.dtype, device=at.y.device)
-    cotangents = identity.reshape(n, *(1,) * len(batch), *event).expand(n, *batch, *event)
-    rows = at.pull_many(cotangents).reshape(n, *batch, n).conj()  # J^H e_i is the conjugate of row i
-    return rows.movedim(0, -2).contiguous()  # it is read often
+    cotangents = torch.eye(n, dtype=at.y.dtype, device=at.y.device).reshape(n, *(1,) * len(batch), *event)
+    cotangents = cotangents.expand(n, *batch, *event)
+    elements = at.y.numel()
+    if elements * n <= _AT_ONCE or at.transformed or torch.is_grad_enabled() or at.y.device.type != "cpu":
+        return _rows(at, cotangents, batch, n).contiguous()  # it is read often
+    several = max(_AT_ONCE // elements, _FEWEST * n // elements)
+    if several >= n:
+        return _rows(at, cotangents, batch, n).contiguous()
+    matrix = at.y.new_empty(*batch, n, n)
+    for first in range(0, n, several):
+        part = slice(first, first + several)
+        matrix[..., part, :] = _rows(at, cotangents[part], batch, n)
+    return matrix
+
+
+def _rows(at: Linearized, cotangents: Tensor, batch: torch.Size, n: int) -> Tensor:
+    """Rows of J, shape `(*batch, k, n)`, for k unit vectors: `J^H e_i` is the conjugate of row i."""
+    rows = at.pull_many(cotangents)
+    if at.event_dim != 1:
+        rows = rows.reshape(len(rows), *batch, n)
+    return rows.movedim(0, -2).conj()
 
 
 def split(y: Tensor, event_dim: int) -> tuple[torch.Size, torch.Size]:

@@ -166,15 +166,21 @@ class MatrixFreeAt(Assembled):
                 return torch.stack([self._iterate(c, transposed) for c in columns.unbind(-1)], -1)
 
             return fold_batched_grads(each, b)
-        found, batch = self._run(b, transposed), split(b, self.at.event_dim)[0]
+        found = self._run(b, transposed)
+        return found.solution.reshape(b.shape) if found.solved else self._judged(found, b, transposed)
+
+    def _judged(self, found: Krylov, b: Tensor, transposed: bool) -> Tensor:
+        """The solution where it has converged; by the fallback, or NaN, where it has not."""
+        batch = split(b, self.at.event_dim)[0]
         if found.indefinite is not None and found.indefinite.any():
             raise errors.negative_curvature(tuple(int(i) for i in found.indefinite.reshape(batch).nonzero()[0]))
         u, fallback, converged = found.solution.reshape(b.shape), self.options.fallback, found.converged
-        suspects = found.growth * torch.finfo(b.dtype).eps ** 0.5 > 1
-        if fallback is not None:
-            converged = converged & ~suspects
-        elif suspects.any():
-            self.lost = suspects.reshape(batch) & self._changes_by_half(u, b, transposed)
+        if (growth := found.growth) is not None:
+            suspects = growth * torch.finfo(b.dtype).eps ** 0.5 > 1
+            if fallback is not None:
+                converged = converged & ~suspects
+            elif suspects.any():
+                self.lost = suspects.reshape(batch) & self._changes_by_half(u, b, transposed)
         if converged.all():
             return u
         mask = converged.reshape(*batch, *(1,) * self.at.event_dim)
@@ -194,11 +200,12 @@ class MatrixFreeAt(Assembled):
             assert own is not None
             return own(r.reshape(b.shape), y, transposed).reshape(r.shape)
 
-        def product(u: Tensor) -> Tensor:
+        def reshaped(u: Tensor) -> Tensor:
             return apply(u.reshape(b.shape)).reshape(u.shape)
 
-        n = math.prod(split(b, self.at.event_dim)[1])
-        return self._method(product, b.detach().reshape(-1, n), precondition if own else None)
+        rows = b.detach().reshape(-1, math.prod(split(b, self.at.event_dim)[1]))
+        product = apply if rows.shape == b.shape else reshaped  # two views take a tenth of the time of a small product
+        return self._method(product, rows, precondition if own else None)
 
     def _changes_by_half(self, u: Tensor, b: Tensor, transposed: bool) -> Tensor:
         """Where the rounding of y alone changes `J u = b` by half: at a turning point of f u is large, and noise."""

@@ -15,14 +15,17 @@ _SMALL = 16  # up to this size the views cost more than they save
 
 @dataclass(frozen=True)
 class LU(Structure):
-    """A square matrix, by `P L U = A`. Entries: `(*batch, n, n)`, float32, float64 or complex."""
+    """A square matrix, by `P L U = A^H`. Entries: `(*batch, n, n)`, float32, float64 or complex.
+
+    LAPACK wants columns one after the other: it takes `A^H` as it lies in memory, while A had to be transposed.
+    """
 
     def factor(self, entries: Tensor) -> Factors:
-        return tuple(torch.linalg.lu_factor_ex(entries)[:2])
+        return tuple(torch.linalg.lu_factor_ex(entries.mH)[:2])
 
     def solve(self, factors: Factors, b: Tensor, adjoint: bool) -> Tensor:
         lu, pivots = factors
-        return torch.linalg.lu_solve(lu, pivots, b, adjoint=adjoint)
+        return torch.linalg.lu_solve(lu, pivots, b, adjoint=not adjoint)
 
     def log_abs_det(self, factors: Factors) -> Tensor:
         return factors[0].diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
@@ -151,8 +154,14 @@ def _singular(structure: Structure, entries: Tensor, factors: Factors, lu: Tenso
     Elimination perturbs the pivot `u_kk` by about `eps (|L||U|)_kk`, at most eps times the sum of the column, as
     `|l_kj| <= 1`. Pivots of rounded singular matrices were seen up to some thousand times that.
     """
-    pivots = lu.diagonal(dim1=-2, dim2=-1).abs() / lu.abs().sum(-2)
-    if not pivots.numel() or pivots.amin().item() > 1e-3:
+    if not lu.numel():
+        return None
+    diagonal = lu.diagonal(dim1=-2, dim2=-1).abs()
+    # The sum is at most sqrt(n) times the Euclidean norm, which takes a third of the time, and no memory.
+    if (diagonal / torch.linalg.vector_norm(lu.mT, dim=-1)).amin().item() > 1e-3 * lu.shape[-1] ** 0.5:
+        return None
+    pivots = diagonal / lu.abs().sum(-2)
+    if pivots.amin().item() > 1e-3:
         return None
     suspects = ~(pivots > 1e-3).all(-1)  # NaN compares false
     a, *chosen = (t[suspects] for t in (entries, *factors))

@@ -7,13 +7,18 @@ the cheap recurrences for it drift.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from backsolve.linalg.space import Space
+
 Operator = Callable[[Tensor], Tensor]  # (events, n) -> (events, n)
+
+_UNSEEN = 8  # products of Richardson's iteration, at most, between two looks at the residual
 
 
 @dataclass(frozen=True)
@@ -22,19 +27,39 @@ class Krylov:
 
     Attributes:
         solution: u, shape `(events, n)`.
-        residual: `|b - A u| / |b|` in the Euclidean norm, shape `(events,)`.
-        converged: whether that is small enough, shape `(events,)`.
+        norm: `|b - A u|` in the Euclidean norm, shape `(events,)`.
+        allowed: how large that may be.
+        size: `|b|`.
         products: how often A was applied.
-        growth: `|A| |u| / |b|`, as far as |A| was seen, shape `(events,)`: large where A is close to singular.
+        reach: `|A| |u|`, as far as |A| was seen; None: u is not large.
         indefinite: where a direction of negative curvature was met, shape `(events,)`; for `cg`.
+        solved: whether it is known that all have converged, with a u that is not large.
     """
 
     solution: Tensor
-    residual: Tensor
-    converged: Tensor
+    norm: Tensor
+    allowed: Tensor
+    size: Tensor
     products: int
-    growth: Tensor
+    reach: Tensor | None = None
     indefinite: Tensor | None = None
+    solved: bool = False
+
+    @property
+    def converged(self) -> Tensor:
+        """Whether the residual is small enough, shape `(events,)`."""
+        small = self.norm <= self.allowed  # NaN compares false
+        return small if self.indefinite is None else small & ~self.indefinite
+
+    @property
+    def residual(self) -> Tensor:
+        """`|b - A u| / |b|`, shape `(events,)`."""
+        return self.norm / torch.where(self.size > 0, self.size, 1.0)
+
+    @property
+    def growth(self) -> Tensor | None:
+        """`|A| |u| / |b|`, as far as |A| was seen, shape `(events,)`: large where A is close to singular."""
+        return None if self.reach is None else self.reach / torch.where(self.size > 0, self.size, 1.0)
 
 
 class _System:
@@ -67,12 +92,9 @@ class _System:
         rounding = torch.minimum(4 * self.eps * self.stretch * u_norm, self.eps**0.5 * self.size)
         return torch.maximum(self.goal, rounding)
 
-    def report(self, u: Tensor, r: Tensor, u_norm: Tensor) -> Krylov:
-        """The verdict on u with the residual r."""
-        norm = _norm(r)
-        converged = norm <= self.tolerance(u_norm)  # NaN compares false
-        size = torch.where(self.size > 0, self.size, 1.0)
-        return Krylov(u, norm / size, converged, self.products, self.stretch * u_norm / size)
+    def report(self, u: Tensor, norm: Tensor, u_norm: Tensor) -> Krylov:
+        """The verdict on u, whose residual has this norm."""
+        return Krylov(u, norm, self.tolerance(u_norm), self.size, self.products, self.stretch * u_norm)
 
 
 def richardson(
@@ -84,8 +106,7 @@ def richardson(
     products than GMRES, and nothing but products. The arguments are those of `gmres`.
     """
     system = _System(apply, precondition, b, rtol)
-    u, r, _ = _relaxed(system, b, maxiter)
-    return system.report(u, r, _norm(u))
+    return _relaxed(system, b, rtol, maxiter, keep=False).report(system, b)
 
 
 def gmres(
@@ -109,64 +130,119 @@ def gmres(
         Y. Saad, M. H. Schultz, GMRES, SIAM J. Sci. Stat. Comput. 7, 1986.
     """
     system = _System(apply, precondition, b, rtol)
-    u, r, norm = _relaxed(system, b, maxiter) if len(b) > 1 else (torch.zeros_like(b), b, system.size)
+    begun = _Begun(None, b, system.size)
+    if len(b) > 1:
+        begun = _relaxed(system, b, rtol, maxiter, keep=True)
+        if begun.done:
+            return begun.report(system, b)
+    u, r, norm, known = torch.zeros_like(b) if begun.u is None else begun.u, begun.r, begun.norm, begun.known
     u_norm = _norm(u)
     while True:
         open_ = norm > system.tolerance(u_norm)
-        if not open_.any() or system.products >= maxiter:
-            return system.report(u, r, u_norm)
-        steps = min(restart, b.shape[-1], maxiter - system.products)
-        z = _minimise(system, r, norm, u_norm, steps)
-        u, u_norm = u + system.preconditioned(z), u_norm + _norm(z)
+        if not open_.any() or (system.products >= maxiter and not known):
+            return system.report(u, norm, u_norm)
+        steps = min(restart, b.shape[-1], maxiter - system.products + len(known))
+        z = _minimise(system, r, norm, u_norm, steps, known)
+        u, u_norm, known = u + system.preconditioned(z), u_norm + _norm(z), ()
         r, before = b - system.times(u), norm
         norm = _norm(r)
         if not (norm < before)[open_].any():  # nothing moves any more: NaN, or the end of the digits
-            return system.report(u, r, u_norm)
+            return system.report(u, norm, u_norm)
 
 
-def _relaxed(system: _System, b: Tensor, maxiter: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Richardson's iteration while it halves the worst residual; returns u, `b - A u` and the norm of that."""
-    u, r, norm, worst = torch.zeros_like(b), b, system.size, math.inf
-    goal = system.goal.clamp_min(torch.finfo(norm.dtype).tiny)
+@dataclass(frozen=True)
+class _Begun:
+    """How far Richardson's iteration got.
+
+    Attributes:
+        u: None stands for 0.
+        r: `b - A u`.
+        norm: that of r, for each event.
+        known: pairs of a direction z and `A M z`, from the steps after u.
+        done: whether every event has reached its goal.
+    """
+
+    u: Tensor | None
+    r: Tensor
+    norm: Tensor
+    known: Sequence[tuple[Tensor, Tensor]] = ()
+    done: bool = False
+
+    def report(self, system: _System, b: Tensor) -> Krylov:
+        """The verdict on u."""
+        u = torch.zeros_like(b) if self.u is None else self.u
+        return Krylov(u, self.norm, system.goal, system.size, system.products, solved=self.done)
+
+
+def _relaxed(system: _System, b: Tensor, rtol: float, maxiter: int, keep: bool) -> _Begun:
+    """Richardson's iteration while it halves the worst residual; what its last steps told, if that is to be kept.
+
+    A look at the residuals costs as much as a small product. They fall at a steady rate, which says when to look next.
+    """
+    goal = system.goal.clamp_min(torch.finfo(system.size.dtype).tiny)
+    found, worst, ahead = _Begun(None, b, system.size), 1 / rtol, 1
     while worst > 1 and system.products < maxiter:
-        trial = u + system.preconditioned(r) if system.products else system.preconditioned(b)
-        trial_r = b - system.times(trial)
-        trial_norm = _norm(trial_r)
-        left = (trial_norm / goal).amax().item()
-        if not left <= max(worst / 2, 1):  # NaN compares false
-            break
-        u, r, norm, worst = trial, trial_r, trial_norm, left
-    return u, r, norm
+        u, r, ahead = found.u, found.r, min(ahead, maxiter - system.products)
+        residuals = [r]
+        for _ in range(ahead):
+            step = system.preconditioned(r)
+            u = step if u is None else u + step
+            r = b - system.times(u)
+            if keep:
+                residuals.append(r)
+        norm = _norm(r)
+        left = max((norm / goal).amax().item(), 1.0)
+        if not left <= max(worst / 2**ahead, 1.0):  # NaN compares false
+            return replace(found, known=[_normalised(r, r - after) for r, after in pairwise(residuals)])
+        rate, worst = math.log(worst / left) / ahead, left
+        ahead = max(1, min(math.ceil(math.log(left) / rate), _UNSEEN))
+        found = _Begun(u, r, norm)
+    return replace(found, done=worst <= 1)
 
 
-def _minimise(system: _System, r: Tensor, norm: Tensor, u_norm: Tensor, steps: int) -> Tensor:
-    """Minimise `|r - A M z|` over a Krylov space; returns z.
+def _normalised(z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """A direction of length 1 and its image, from some direction and its image."""
+    inverse = _inverse(_norm(z))
+    return z * inverse, w * inverse
+
+
+def _minimise(
+    system: _System,
+    r: Tensor,
+    norm: Tensor,
+    u_norm: Tensor,
+    steps: int,
+    known: Sequence[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Minimise `|r - A M z|` over a Krylov space, begun with directions whose images are known; returns z.
 
     With directions Z and `A M Z = Q R`, Q orthonormal, each step takes the component along its column of Q out of r;
     there is no Hessenberg matrix to rotate. The next direction is r itself while it shrinks, else the last column of
     Q: then Z stays well-conditioned (Jiránek, Rozložník, Adaptive version of simpler GMRES, 2010).
     """
-    tiny = torch.finfo(norm.dtype).tiny
-    directions, images = r.new_empty(2, steps, *r.shape)
+    directions, images = Space(r, steps), Space(r, steps)
     columns: list[Tensor] = []
     parts: list[Tensor] = []
     tolerance = system.tolerance(u_norm)
     active = norm > tolerance
-    z = r / norm.clamp_min(tiny)[:, None]
+    z = r * _inverse(norm)
     for k in range(steps):
-        directions[k] = z
-        w = system.times(system.preconditioned(z))
-        q, column = _orthonormalised(w, images[:k])
-        images[k] = q
+        z, w = known[k] if k < len(known) else (z, system.times(system.preconditioned(z)))
+        directions.place().copy_(z)
+        q, column = _orthonormalised(w, images)
         part = torch.where(active, _dot(q, r), 0.0)
-        r = r - part[:, None] * q
+        r = torch.addcmul(r, part[:, None], q, value=-1)
         before, norm = norm, _norm(r)
         columns.append(column)
         parts.append(part)
         active = active & (norm > tolerance) & (column[-1] != 0)
         if not active.any():
             break
-        z = torch.where((norm <= 0.9 * before)[:, None], r / norm.clamp_min(tiny)[:, None], q)
+        shrinks = norm <= 0.9 * before
+        if shrinks.all():
+            z = r * _inverse(norm)
+        else:
+            z = torch.where(shrinks[:, None], r * _inverse(norm), q) if shrinks.any() else q
     k = len(parts)
     triangle = r.new_zeros(r.shape[0], k, k)
     for i, column in enumerate(columns):
@@ -174,36 +250,30 @@ def _minimise(system: _System, r: Tensor, norm: Tensor, u_norm: Tensor, steps: i
     system.stretch = torch.maximum(system.stretch, _norm(triangle.mT).amax(-1).nan_to_num(0.0))
     triangle.diagonal(dim1=-2, dim2=-1).masked_fill_(torch.stack([column[-1] == 0 for column in columns], -1), 1.0)
     z = torch.linalg.solve_triangular(triangle, torch.stack(parts, -1)[..., None], upper=True)[..., 0]
-    return _combined(z.mT, directions[:k])
+    return directions.combination(z.mT)
 
 
-def _orthonormalised(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of w that is orthogonal to the basis, normalised; and the column of R. 0 where nothing is left."""
+def _orthonormalised(w: Tensor, basis: Space) -> tuple[Tensor, Tensor]:
+    """Add to an orthonormal basis the part of w that is orthogonal to it; returns that, and the column of R.
+
+    0 where nothing is left.
+    """
     size = _norm(w)
-    column = _projected(basis, w)
-    w = w - _combined(column, basis)
+    column = basis.projections(w)
+    w = basis.without(column, w)
     length = _norm(w)
-    if len(basis) and not (length > 0.1 * size).all():  # much was cancelled: once more, and it is orthogonal
-        again = _projected(basis, w)
-        w, column = w - _combined(again, basis), column + again
+    if len(column) and not (length > 0.1 * size).all():  # much was cancelled: once more, and it is orthogonal
+        again = basis.projections(w)
+        w, column = basis.without(again, w), column + again
         length = _norm(w)
         length = torch.where(length > 8 * torch.finfo(size.dtype).eps * size, length, 0.0)
-    q = torch.where(length[:, None] > 0, w / length[:, None], 0.0)
+    q = torch.mul(w, _inverse(length), out=basis.place())
     return q, torch.cat([column, length[None].to(w.dtype)])
 
 
-def _projected(basis: Tensor, w: Tensor) -> Tensor:
-    """The scalar products of w with each vector, shape `(k, events)` from `(k, events, n)`."""
-    if len(w) == 1:
-        return basis[:, 0].conj() @ w[0, :, None]
-    return (basis.conj() * w).sum(-1)
-
-
-def _combined(factors: Tensor, vectors: Tensor) -> Tensor:
-    """The sum of factors times vectors, shape `(events, n)`."""
-    if len(factors) and vectors.shape[1] == 1:
-        return factors.mT @ vectors[:, 0]
-    return (factors[..., None] * vectors).sum(0)
+def _inverse(length: Tensor) -> Tensor:
+    """`1 / length` as a column, and 0 where the length is 0."""
+    return torch.where(length >= torch.finfo(length.dtype).tiny, 1 / length, 0.0)[:, None]
 
 
 def bicgstab(apply: Operator, b: Tensor, *, rtol: float, maxiter: int, precondition: Operator | None = None) -> Krylov:
@@ -228,7 +298,7 @@ def bicgstab(apply: Operator, b: Tensor, *, rtol: float, maxiter: int, precondit
     while True:
         open_ = norm > system.tolerance(_norm(u))
         if not open_.any() or system.products >= maxiter or failures > 3:
-            return system.report(u, r, _norm(u))
+            return system.report(u, norm, _norm(u))
         u = _sweep(system, u, r, open_, maxiter)
         r, before = b - system.times(u), norm
         norm = _norm(r)
@@ -257,8 +327,7 @@ def cg(apply: Operator, b: Tensor, *, rtol: float, maxiter: int, precondition: O
     while True:
         open_ = (norm > system.tolerance(_norm(u))) & ~indefinite
         if not open_.any() or system.products >= maxiter or failures > 3:
-            found = system.report(u, r, _norm(u))
-            return replace(found, converged=found.converged & ~indefinite, indefinite=indefinite)
+            return replace(system.report(u, norm, _norm(u)), indefinite=indefinite)
         u, negative = _descend(system, u, r, open_, maxiter)
         indefinite = indefinite | negative
         r, before = b - system.times(u), norm
@@ -321,6 +390,8 @@ def _norm(v: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
+    if len(a) == 1:
+        return torch.vdot(a[0], b[0])[None]
     return (a.conj() * b).sum(-1)
 
 
