@@ -31,6 +31,7 @@ from backsolve._torch import (
     alive,
     apply_under_transforms,
     depth_of_transforms,
+    map_first_dims,
     tangents_of_tangents,
     without_autocast,
 )
@@ -41,13 +42,21 @@ from backsolve.solvers.base import Found
 class Mapped(Forward):
     """f as a function of y and a flat list of tensors, with mapped dimensions on the left of y."""
 
-    __slots__ = ("captures", "inner", "mapping")
+    __slots__ = ("captures", "inner", "mapping", "randomness")
 
-    def __init__(self, inner: Forward, captures: Sequence[Capture], mapping: Mapping, inputs: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        inner: Forward,
+        captures: Sequence[Capture],
+        mapping: Mapping,
+        inputs: Sequence[Tensor],
+        randomness: Sequence[str] = (),
+    ) -> None:
         super().__init__(inner.model, Arguments(tuple(inputs), {}), inner.implicit)
         self.inner = inner
         self.captures = captures
         self.mapping = mapping
+        self.randomness = randomness or ("different",) * len(mapping)  # where it is an error, the level says so
 
     def __call__(self, y: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Evaluate f."""
@@ -76,11 +85,13 @@ class Mapped(Forward):
 
         mapped = of_tensors
         for level in reversed(range(len(self.mapping))):
-            in_dims = (0, *self.mapping.in_dims(level))
-            mapped = torch.vmap(
-                mapped, in_dims, randomness="different"
-            )  # where it is an error, the level itself says so
+            mapped = self._over(mapped, level)
         return mapped
+
+    def _over(self, function: Callable[..., Any], level: int) -> Callable[..., Any]:
+        mapped = (True, *(m[level] for m in self.mapping.mapped))
+        size, randomness = self.mapping.sizes[level], self.randomness[level]
+        return lambda *tensors: map_first_dims(function, tensors, mapped, size, randomness)
 
 
 class Functional:
@@ -194,6 +205,23 @@ def _spoiled(result: Tensor, factor: Tensor | None, trailing_dims: int) -> Tenso
     return result if factor is None else result * factor.reshape(factor.shape + (1,) * trailing_dims)
 
 
+def vjp(
+    rule: Rule,
+    forward: Mapped,
+    y: Tensor,
+    z: Tensor | None,
+    inputs: Sequence[Tensor],
+    v: Tensor,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """`w = J^-T v` and `-f_p^T w`, in operations that every transform can differentiate."""
+    with without_autocast(y.device):
+        at = Functional(forward, y, inputs)
+        factor = _examine(rule, forward, y, z, inputs)
+        w = _spoiled(rule.jacobian.assemble(at).solve_transposed(v), factor, at.event_dim)
+        return [w, *at.pull_inputs(-w, wanted)]
+
+
 class _Attached(torch.autograd.Function):
     """The implicit rule as the transforms see it: y out; x and the inputs of f in."""
 
@@ -220,11 +248,8 @@ class _Attached(torch.autograd.Function):
         (v,) = grads
         if v is None:
             return (None,) * (5 + len(inputs))
-        with without_autocast(y.device):
-            at = Functional(ctx.forward, y, inputs)
-            factor = _examine(ctx.rule, ctx.forward, y, z, inputs)
-            w = _spoiled(ctx.rule.jacobian.assemble(at).solve_transposed(v), factor, at.event_dim)
-            return None, None, None, None, w if ctx.has_x else None, *at.pull_inputs(-w, ctx.needs_input_grad[5:])
+        w, *others = vjp(ctx.rule, ctx.forward, y, z, inputs, v, ctx.needs_input_grad[5:])
+        return None, None, None, None, w if ctx.has_x else None, *others
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
@@ -283,9 +308,20 @@ class Solved:
         return result
 
 
-def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: bool = False) -> Solved:
-    """Solve `f(y, *params) = x` and attach the derivatives to y; the arguments are those of `_solve.solve`."""
-    solution = solve_mapped(problem, x, arguments)
+def solve(
+    problem: Problem,
+    x: Tensor | None,
+    arguments: Arguments,
+    *,
+    report: bool = False,
+    solution: Found | None = None,
+) -> Solved:
+    """Solve `f(y, *params) = x` and attach the derivatives to y; the arguments are those of `_solve.solve`.
+
+    The solution is what g returned, if that is known.
+    """
+    if solution is None:
+        solution = solve_mapped(problem, x, arguments)
     found = solution.y
     if x is not None and x.shape != found.shape:
         x = x.expand(found.shape)

@@ -17,7 +17,7 @@ from backsolve._torch import is_functorch_wrapped, is_torch_function
 from backsolve.solvers.base import Found
 
 
-class _Reads(BaseException):
+class Reads(BaseException):
     """g reads a tensor of a level of torch.func without being given it. No Exception: g must not catch it."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -38,7 +38,7 @@ class _Giving(TorchFunctionMode):
     def _give(self, value: Any) -> Any:
         if isinstance(value, Tensor) and is_functorch_wrapped(value):
             if id(value) not in self.plain:
-                raise _Reads(value)
+                raise Reads(value)
             return self.plain[id(value)]
         if type(value) in (tuple, list):
             return type(value)(self._give(v) for v in value)
@@ -61,7 +61,7 @@ def solve_mapped(problem: Problem, x: Tensor | None, arguments: Arguments, reads
 
     try:
         y, failed, iterations = concretely(run, (*given, *reads))
-    except _Reads as found:
+    except Reads as found:
         if any(found.tensor is r for r in reads):  # this call is made by the g of another Inverse, to which it is new
             raise
         return solve_mapped(problem, x, arguments, (*reads, found.tensor))

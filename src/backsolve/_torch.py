@@ -5,16 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from operator import attrgetter
 from types import BuiltinFunctionType, ModuleType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
+from torch._C._functorch import RandomnessType, TransformType
 from torch._compile import _disable_dynamo
 from torch._functorch.autograd_function import custom_function_call
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters, temporarily_clear_interpreter_stack
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.autograd.variable import Variable
@@ -257,11 +258,6 @@ def not_traced(reason: str) -> Callable[[Function], Function]:
     return mark
 
 
-def outside_of_transforms() -> AbstractContextManager[Any]:
-    """A context in which no level of torch.func is active."""
-    return temporarily_clear_interpreter_stack()
-
-
 def unwrap(tensor: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
     """The tensor inside all wrappers of torch.func, and (level, dimension) for each that maps, outermost level first.
 
@@ -285,9 +281,129 @@ def alive(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def add_mapped_dim(tensor: Tensor, level: int) -> Tensor:
-    """Let a level of vmap map the first dimension of a tensor."""
-    return _C._functorch._add_batch_dim(tensor, 0, level)
+def add_mapped_dim(tensor: Tensor, level: int, dim: int = 0) -> Tensor:
+    """Let a level of vmap map a dimension of a tensor."""
+    return _C._functorch._add_batch_dim(tensor, dim, level)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """An active level of torch.func; `kind` is "vmap", "grad", "jvp" or the name of another one."""
+
+    number: int
+    kind: str
+    interpreter: Any
+
+    @property
+    def randomness(self) -> str:
+        """What a vmap says about random numbers."""
+        return _RANDOMNESS[_C._functorch.CVmapInterpreterPtr(self.interpreter).randomness()]
+
+    @property
+    def grad_mode_beneath(self) -> bool:
+        """The grad mode in which a grad was entered: inside of it another one is set."""
+        return _C._functorch.CGradInterpreterPtr(self.interpreter).prevGradMode()
+
+
+_KINDS = {TransformType.Vmap: "vmap", TransformType.Grad: "grad", TransformType.Jvp: "jvp"}
+_RANDOMNESS = {RandomnessType.Error: "error", RandomnessType.Same: "same", RandomnessType.Different: "different"}
+
+
+def active_levels() -> list[Level]:
+    """The active levels of torch.func, outermost first."""
+    found = _C._functorch.get_interpreter_stack() or ()
+    return [Level(i.level(), _KINDS.get(i.key(), str(i.key())), i) for i in found]
+
+
+class Beneath:
+    """A context in which only the levels of torch.func up to one are active; 0: none.
+
+    `torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack` in a third of the time.
+    """
+
+    __slots__ = ("level", "popped")
+
+    def __init__(self, level: int = 0) -> None:
+        self.level = level
+
+    def __enter__(self) -> None:
+        self.popped: list[Any] = []
+        while (top := _C._functorch.peek_interpreter_stack()) is not None and top.level() > self.level:
+            self.popped.append(_C._functorch.pop_dynamic_layer_stack())
+
+    def __exit__(self, *_: object) -> None:
+        while self.popped:
+            _C._functorch.push_dynamic_layer_stack(self.popped.pop())
+
+
+def level_of(tensor: Tensor) -> int:
+    """The level of torch.func whose wrapper a tensor is; -1 if it is none, -2 if that level has ended."""
+    return _C._functorch.maybe_get_level(tensor)
+
+
+def unwrap_once(tensor: Tensor) -> tuple[Tensor, int | None]:
+    """What a wrapper of torch.func holds, and the dimension that it maps, or None."""
+    dim = _C._functorch.maybe_get_bdim(tensor) if _C._functorch.is_batchedtensor(tensor) else None
+    return _C._functorch.get_unwrapped(tensor), dim
+
+
+def wrap_for_grad(tensor: Tensor, level: int) -> Tensor:
+    """A tensor of a level of grad, from one of the levels beneath."""
+    return _C._functorch._wrap_for_grad(tensor, level)
+
+
+def apply_at_one_level(function: Any, *args: Any) -> Any:
+    """Apply an autograd.Function to tensors of one level of grad; its forward wraps what it returns.
+
+    `torch._functorch.autograd_function.custom_function_call` makes a class for each call, and each level beneath.
+    """
+    before = _C._functorch.get_single_level_autograd_function_allowed()
+    _C._functorch.set_single_level_autograd_function_allowed(True)
+    try:
+        return function.apply_eagerly(*args)
+    finally:
+        _C._functorch.set_single_level_autograd_function_allowed(before)
+
+
+def map_first_dims(
+    function: Callable[..., Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+    mapped: Sequence[bool],
+    size: int,
+    randomness: str,
+) -> list[Tensor]:
+    """`torch.vmap` over the first dimension of some tensors, without its 40 us of checks."""
+    level = _C._functorch._vmap_increment_nesting(size, randomness)
+    try:
+        given = [_C._functorch._add_batch_dim(t, 0, level) if m else t for t, m in zip(tensors, mapped, strict=True)]
+        return [_C._functorch._remove_batch_dim(r, level, size, 0) for r in function(*given)]
+    finally:
+        _C._functorch._vmap_decrement_nesting()
+
+
+class Idle:
+    """A context with levels of vmap that map nothing; torch.func numbers further levels from there.
+
+    An operation on a tensor of another level is then an error, instead of one on what it wraps.
+    """
+
+    __slots__ = ("randomness",)
+
+    def __init__(self, randomness: Sequence[str]) -> None:
+        self.randomness = randomness
+
+    def __enter__(self) -> None:
+        for r in self.randomness:
+            _C._functorch._vmap_increment_nesting(1, r)
+
+    def __exit__(self, *_: object) -> None:
+        for _r in self.randomness:
+            _C._functorch._vmap_decrement_nesting()
+
+
+def no_function_modes() -> bool:
+    """Whether no TorchFunctionMode is active."""
+    return _C._len_torch_function_stack() == 0
 
 
 _DISPATCH = (_C._dispatch_tls_local_include_set(), _C._dispatch_tls_local_exclude_set())

@@ -1,0 +1,433 @@
+"""One call under torch.func, made beneath its levels.
+
+Where at most one level differentiates, and perhaps an eager graph beneath, nothing has to be made of operations that
+compose: g, f with its graph, the residual test and the products are those of an eager call, on plain tensors with the
+mapped dimensions on the left, and one node (or tangent) at the level hands the derivatives out. All other calls go to
+`_functional`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import BackwardCFunction
+
+from backsolve import _functional, errors
+from backsolve._arguments import Arguments
+from backsolve._attach import attach, differentiable_jvp, jvp
+from backsolve._closure import Capture, Graph, Traced, trace
+from backsolve._foreign import Foreign, Hidden, Unprepared
+from backsolve._functional import Mapped, Solved
+from backsolve._levels import Mapping, Peeled, at_level, dress, spread
+from backsolve._linearize import Forward, Linearization
+from backsolve._mapped_solver import MappedCall, Reads
+from backsolve._one_level import Attachment, attach_for_grad, grad_mode_beneath, over_first_dims
+from backsolve._places import places_of
+from backsolve._solution import Check, spoil
+from backsolve._solve import Problem, judge
+from backsolve._torch import (
+    Beneath,
+    GradMode,
+    Idle,
+    Level,
+    active_levels,
+    in_forward_mode,
+    is_functorch_wrapped,
+    no_function_modes,
+    without_autocast,
+)
+from backsolve.solvers.base import Found
+
+
+class _Elsewhere(BaseException):
+    """This call needs rules that compose. No Exception: f must not catch it."""
+
+
+def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: bool = False) -> Solved:
+    """Solve `f(y, *params) = x` and attach the derivatives to y; the arguments are those of `_solve.solve`."""
+    levels = active_levels()
+    kinds = {level.kind for level in levels}
+    known = bool(levels) and kinds <= {"vmap", "grad", "jvp"} and no_function_modes()
+    if not known or (in_forward_mode() and "jvp" not in kinds):  # a dual level outside of torch.func
+        return _functional.solve(problem, x, arguments, report=report)
+    call = _Call(problem, x, arguments, levels)
+    try:
+        return call.solve(report)
+    except _Elsewhere:
+        pass
+    return _functional.solve(problem, x, arguments, report=report, solution=call.found_above())
+
+
+class _Given:
+    """A tensor that y depends on: x, a param, or one of a level that f closes over.
+
+    Attributes:
+        tensor: the tensor.
+        peeled: what is inside of its wrappers.
+        differentiated: whether a level, or an eager graph, differentiates it.
+        pushed: the levels of vmap that map its tangent, if the level is one of jvp.
+        leading: the levels whose dimensions its plain tensor has on the left, for f.
+    """
+
+    __slots__ = ("differentiated", "leading", "peeled", "pushed", "tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.peeled = Peeled(tensor)
+        self.differentiated = False
+        self.pushed: Sequence[int] | None = None
+        self.leading: Sequence[int] = ()
+
+
+class _Call:
+    """One call; what it finds out on the way is kept, for the case that the rest is done elsewhere.
+
+    Attributes:
+        found: what g returned, a plain y with the dimensions of `mapped` on the left.
+        mapped: the levels of vmap that map y, outermost first.
+        sizes: the sizes of mapped dimensions, by level.
+        level: the one that differentiates, 0 if there is none.
+        eager: whether an eager graph leads to something.
+    """
+
+    def __init__(self, problem: Problem, x: Tensor | None, arguments: Arguments, levels: Sequence[Level]) -> None:
+        self.problem = problem
+        self.arguments = arguments
+        self.levels = levels
+        self.kinds = {level.number: level.kind for level in levels}
+        self.inner = problem.bind(arguments, implicit=x is None)
+        self.eager_grad = grad_mode_beneath()
+        self.x = None if x is None else _Given(x)
+        self.inputs = [_Given(t) for t in arguments.tensors]
+        self.captures: list[Capture] = []
+        self.found: Found | None = None
+        self.mapped: list[int] = []
+        self.sizes: dict[int, int] = {}
+        self.level = 0
+        self.eager = False
+
+    def solve(self, report: bool) -> Solved:
+        """Solve, check and attach."""
+        given = self._given()
+        for t in given:
+            self._note(t)
+        self.found = found = self._run_g(given)
+        shape = found.y.shape[len(self.mapped) :]
+        if self.x is not None and self.x.tensor.shape != shape:
+            self.x = _Given(self.x.tensor.expand(shape))
+            self._note(self.x)
+        at = self._linearized(found.y)
+        found = self.found
+        forward = at.forward
+        with Beneath(), GradMode(False), without_autocast(found.y.device):
+            x = None if self.x is None else self._plain(self.x, self.mapped).detach()
+            y, _, check = judge(self.problem, forward, found, x, report=report, at=at)
+        if y is not found.y:
+            at = self._linearized(y)
+        result = self._attached(at, y)
+        if check is not None:
+            check = Check(dress(check.failed, self.mapped), dress(check.residual, self.mapped))
+            if self.problem.rule.on_failure == "nan":
+                result = spoil(check.failed, self.problem.rule.event_dim, result)
+        return self._solved(result, at, check)
+
+    def found_above(self) -> Found | None:
+        """What g returned, as tensors of the levels."""
+        if (found := self.found) is None:
+            return None
+        y, failed, iterations = (None if t is None else dress(t, self.mapped) for t in _tensors_of(found))
+        assert y is not None
+        return Found(y, failed, iterations, found.error)
+
+    def _note(self, given: _Given) -> None:
+        """Note what differentiates a tensor."""
+        given.differentiated = self._is_eager(given.peeled)
+        for number, wrapper in given.peeled.wrappers:
+            tangent = self._tangent(wrapper, number) if self.kinds[number] == "jvp" else None
+            if tangent is not None:
+                peeled = Peeled(tangent)
+                self._is_eager(peeled)
+                if any(self._differentiates(n, w) for n, w in peeled.wrappers if n != number):
+                    raise _Elsewhere
+                given.pushed = peeled.levels
+            if tangent is not None or wrapper.requires_grad:
+                if self.level not in (0, number):
+                    raise _Elsewhere
+                self.level = number
+                given.differentiated = True
+
+    def _differentiates(self, number: int, wrapper: Tensor) -> bool:
+        return wrapper.requires_grad or (self.kinds[number] == "jvp" and self._tangent(wrapper, number) is not None)
+
+    @staticmethod
+    def _tangent(dual: Tensor, level: int) -> Tensor | None:
+        with Beneath(level):
+            return forward_ad.unpack_dual(dual).tangent
+
+    def _is_eager(self, peeled: Peeled) -> bool:
+        eager = self.eager_grad and peeled.plain.requires_grad
+        self.eager |= eager
+        return eager
+
+    # ---- g ----------------------------------------------------------------------------------------------------------
+
+    def _run_g(self, given: Sequence[_Given]) -> Found:
+        """Run g on plain tensors; those of levels that it closes over are found by running it."""
+        peeled, reads = [t.peeled for t in given], list[Tensor]()
+        while True:
+            try:
+                with Beneath(), GradMode(False):
+                    plain = [p.stacked.detach() for p in peeled]
+                    mapping = self._mapping(peeled)
+                    call = MappedCall(self.problem, self.arguments, self.x is not None, reads)
+                    return call.solve(plain[: len(given)], plain[len(given) :], mapping)
+            except Reads as found:
+                if any(found.tensor is r for r in reads):  # this call is made by the g of another Inverse
+                    raise
+                reads.append(found.tensor)
+                peeled.append(Peeled(found.tensor))
+
+    def _mapping(self, peeled: Sequence[Peeled]) -> Mapping:
+        """Note the levels that map these tensors."""
+        for p in peeled:
+            if p.levels:
+                self.sizes.update(p.sizes)
+        self.mapped = sorted(self.sizes)
+        flags = tuple(tuple(n in p.levels for n in self.mapped) for p in peeled)
+        return Mapping(tuple(self.sizes[n] for n in self.mapped), flags)
+
+    # ---- f ----------------------------------------------------------------------------------------------------------
+
+    def _linearized(self, y: Tensor) -> Linearization:
+        """f at y, with what it closes over."""
+        while True:
+            try:
+                with Beneath():
+                    return self._linearize(y)
+            except Unprepared as found:
+                before, is_found = self.mapped, self.found is not None and y is self.found.y
+                self._add(found.tensor)
+                y = spread(y, before, self.mapped, self.sizes)
+                if is_found:
+                    assert self.found is not None
+                    self.found.y = y
+            except Hidden:
+                raise _Elsewhere from None
+            except RuntimeError:
+                if self.inner.model.closes_over_nothing:
+                    raise
+                raise _Elsewhere from None
+
+    def _add(self, tensor: Tensor) -> None:
+        """Make a tensor that f closes over one of its inputs."""
+        given = _Given(tensor)
+        self._note(given)
+        before = self.mapped
+        with Beneath():
+            self._mapping([given.peeled])
+        self.inputs.append(given)
+        self._capture([tensor])
+        if self.found is not None and before != self.mapped:
+            y, failed, iterations = (
+                None if t is None else spread(t, before, self.mapped, self.sizes) for t in _tensors_of(self.found)
+            )
+            assert y is not None
+            self.found = Found(y, failed, iterations, self.found.error)
+
+    def _capture(self, tensors: Sequence[Tensor]) -> None:
+        model = self.inner.model
+        places = places_of(tensors, (model.f, model.jacobian.entries))
+        self.captures += [Capture(t, t, places[id(t)]) for t in tensors]
+
+    def _linearize(self, y: Tensor) -> Linearization:
+        model = self.inner.model
+        for given in self.inputs:
+            given.leading = self._leading(given)
+        inputs = [self._plain(t, t.leading) for t in self.inputs]
+        forward = self._forward(inputs)
+        leaf = y.detach().requires_grad_(model.jacobian.entries is None)
+        leaves = [
+            t.detach().requires_grad_(given.differentiated) for t, given in zip(inputs, self.inputs, strict=True)
+        ]
+        with GradMode(True):
+            if model.closes_over_nothing:
+                values = forward.with_entries(leaf, leaves)
+                return Linearization(forward, leaf, leaves, values, depends_on_y=leaf.requires_grad)
+            foreign = Foreign(len(self.levels), [leaf, *leaves], self._stand_in)
+            traced = self._trace(forward, foreign, leaves)
+        self.eager |= self.eager_grad and bool(traced.captures)
+        if foreign.found:
+            for tensor, _, _ in foreign.found:
+                self.inputs.append(_Given(tensor))
+                self._note(self.inputs[-1])
+            self._capture([tensor for tensor, _, _ in foreign.found])
+            forward = self._forward([*inputs, *(p.plain for _, p, _ in foreign.found)])
+        leaves = (*leaves, *(stand_in for _, _, stand_in in foreign.found), *traced.leaves)
+        return Linearization(forward, leaf, leaves, traced.values, traced.captures, traced.depends_on_y)
+
+    def _trace(self, forward: Forward, foreign: Foreign, leaves: Sequence[Tensor]) -> Traced:
+        idle = Idle([level.randomness if level.kind == "vmap" else "same" for level in self.levels])
+
+        def evaluate() -> Sequence[Tensor]:
+            with idle, foreign:
+                return forward.with_entries(foreign.known[0], leaves)
+
+        traced = trace(evaluate, foreign.known, self.problem.call)
+        if any(is_functorch_wrapped(v) for v in traced.values):  # by a level that nothing was seen to belong to
+            raise _Elsewhere
+        pushed = self.kinds.get(self.level) == "jvp" and any(t.differentiated for t in self.inputs)
+        if pushed and any(isinstance(n, BackwardCFunction) for n in Graph(traced.values).nodes):
+            raise _Elsewhere  # `push_inputs` differentiates its backward, which need not be differentiable
+        return traced
+
+    def _stand_in(self, tensor: Tensor, peeled: Peeled) -> Tensor | None:
+        """A leaf for a tensor of a level that f reads; None if f must have it mapped."""
+        given = _Given(tensor)
+        self._note(given)
+        if peeled.levels or (self.level and given.differentiated and self._leading(given)):
+            return None
+        with Beneath():
+            return peeled.plain.detach().requires_grad_(given.differentiated)
+
+    def _leading(self, given: _Given) -> Sequence[int]:
+        """The levels that the plain tensor must have dimensions for: each sample has its own derivative."""
+        if not given.differentiated or not self.level or not self.mapped:
+            return given.peeled.levels
+        if not any(number == self.level for number, _ in given.peeled.wrappers):
+            return given.peeled.levels
+        own = {n for n in self.mapped if n < self.level}
+        if self.kinds[self.level] == "jvp":
+            own &= set(given.pushed or ())
+        return sorted(own | set(given.peeled.levels))
+
+    def _plain(self, given: _Given, levels: Sequence[int]) -> Tensor:
+        """The plain tensor with dimensions for these levels on the left."""
+        return spread(given.peeled.stacked, given.peeled.levels, levels, self.sizes)
+
+    def _forward(self, inputs: Sequence[Tensor]) -> Forward:
+        """f with plain params."""
+        if not self.mapped and not self.captures:
+            return Forward(self.inner.model, self.arguments.with_tensors(inputs), self.inner.implicit)
+        flags = tuple(tuple(n in t.leading for n in self.mapped) for t in self.inputs)
+        mapping = Mapping(tuple(self.sizes[n] for n in self.mapped), flags)
+        randomness = [level.randomness for level in self.levels if level.number in self.mapped]
+        return Mapped(self.inner, self.captures, mapping, inputs, randomness)
+
+    # ---- the derivatives --------------------------------------------------------------------------------------------
+
+    def _attached(self, at: Linearization, y: Tensor) -> Tensor:
+        """y, plain, as a differentiable tensor of all levels."""
+        rule = self.problem.rule
+        result = y
+        if (self.level or self.eager) and not at.depends_on_y and rule.jacobian.entries is None:
+            raise errors.no_dependence(rule.call)
+        if self.eager:
+            with Beneath(), GradMode(True):
+                x = None if self.x is None else self._plain(self.x, self.mapped)
+                result = attach(rule, at, y, x)
+        if not self.level:
+            return dress(result, self.mapped)
+        outer = [n for n in self.mapped if n < self.level]
+        inner = [n for n in self.mapped if n > self.level]
+        if self.kinds[self.level] == "jvp":
+            result = self._with_tangent(at, result, outer, inner)
+        else:
+            result = self._with_node(at, result, outer, inner)
+        return dress(result, inner)
+
+    def _with_node(self, at: Linearization, y: Tensor, outer: Sequence[int], inner: Sequence[int]) -> Tensor:
+        with Beneath(self.level):
+            x = None
+            if self.x is not None and self.x.differentiated:
+                x = spread(*at_level(self.x.tensor, self.level), inner, self.sizes)
+            known = [at_level(t.tensor, self.level) for t in self.inputs]
+            flags = [tuple(n in own for n in inner) for _, own in known] + [(False,) * len(inner)] * len(at.captures)
+            attachment = Attachment(
+                self.problem.rule,
+                at,
+                self.level,
+                outer,
+                [t.leading for t in self.inputs],
+                Mapping(tuple(self.sizes[n] for n in inner), tuple(flags)),
+                self.inner,
+                self._all_captures(at),
+                self.sizes,
+                self.eager,
+            )
+            inputs = [*(t for t, _ in known), *(c.tensor for c in at.captures)]
+            return attach_for_grad(attachment, dress(y, outer), x, inputs)
+
+    def _with_tangent(self, at: Linearization, y: Tensor, outer: Sequence[int], inner: Sequence[int]) -> Tensor:
+        extra = sorted({n for t in self._given() for n in t.pushed or () if n not in self.mapped})
+        if extra and self.eager:
+            raise _Elsewhere
+        with Beneath(self.level):
+            tangents = [self._peeled_tangent(t, inner) for t in self._given()]
+        with Beneath(), GradMode(self.eager), without_autocast(y.device):
+            sizes = {**self.sizes, **{n: k for p in tangents if p is not None for n, k in p.sizes.items()}}
+            moved = [
+                None if p is None else spread(p.stacked, p.levels, [*extra, *(n for n in leading if n in outer)], sizes)
+                for p, leading in zip(tangents, self._leadings(), strict=True)
+            ]
+            t_x, *t_inputs = moved if self.x is not None else [None, *moved]
+            t_inputs += [None] * len(at.captures)
+            if self.eager:
+                tensors = [*at.forward.arguments.tensors, *(c.tensor for c in at.captures)]
+                t = differentiable_jvp(y, t_x, t_inputs, self.problem.rule, at, tensors)
+            else:
+                t = jvp(t_x, t_inputs, self.problem.rule, at, _over(len(extra)))
+        with Beneath(self.level):
+            return forward_ad.make_dual(dress(y, outer), dress(t, [*extra, *outer]))
+
+    def _given(self) -> list[_Given]:
+        return self.inputs if self.x is None else [self.x, *self.inputs]
+
+    def _leadings(self) -> list[Sequence[int]]:
+        of_inputs = [t.leading for t in self.inputs]
+        return of_inputs if self.x is None else [self.mapped, *of_inputs]
+
+    def _peeled_tangent(self, given: _Given, inner: Sequence[int]) -> Peeled | None:
+        """The tangent of a tensor as the level knows it."""
+        if given.pushed is None:
+            return None
+        tensor, own = at_level(given.tensor, self.level)
+        if given is self.x:
+            tensor = spread(tensor, own, inner, self.sizes)
+        tangent = forward_ad.unpack_dual(tensor).tangent
+        return None if tangent is None else Peeled(tangent)
+
+    def _all_captures(self, at: Linearization) -> list[Capture]:
+        """What f closes over, by the objects that it reads."""
+        return [
+            *self.captures,
+            *(Capture(c.tensor, c.tensor if c.read is None else c.read, c.places) for c in at.captures),
+        ]
+
+    def _solved(self, y: Tensor, at: Linearization, check: Check | None) -> Solved:
+        assert self.found is not None
+        captures = self._all_captures(at)
+        inputs = [*(t.tensor for t in self.inputs), *(c.tensor for c in at.captures)]
+        forward = Mapped(self.inner, captures, Mapping(), inputs)
+        z = None if self.inner.model.closes_over_nothing else dress(at.value, self.mapped)
+        iterations = None if self.found.iterations is None else dress(self.found.iterations, self.mapped)
+        return Solved(y, z, check, self.problem.rule, forward, iterations)
+
+
+def _over(number: int) -> Callable[..., Tensor]:
+    """Map a function over the first few dimensions of its tangents, of which some may be None."""
+
+    def mapped(function: Callable[..., Tensor], *tangents: Tensor | None) -> Tensor:
+        def of_some(*chosen: Tensor) -> list[Tensor]:
+            rest = iter(chosen)
+            return [function(*(None if t is None else next(rest) for t in tangents))]
+
+        return over_first_dims(number, of_some, [t for t in tangents if t is not None])[0]
+
+    return mapped
+
+
+def _tensors_of(found: Found) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    return found.y, found.failed, found.iterations

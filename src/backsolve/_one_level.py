@@ -1,0 +1,238 @@
+"""The implicit rule at the only level that differentiates: worked out beneath it, on plain tensors.
+
+The first derivative comes from the graph that the call stored, as in an eager backward pass. `torch.func.grad` asks for
+a differentiable one even where nobody differentiates it, so the result goes through a node that evaluates the rule of
+`_functional` only when somebody does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backsolve import _functional
+from backsolve._attach import Rule, differentiable_jvp, differentiable_vjp, jvp, vjp
+from backsolve._closure import Capture
+from backsolve._functional import Mapped
+from backsolve._levels import Mapping, Peeled, dress, spread
+from backsolve._linearize import Forward, Linearization
+from backsolve._solve import has_derivatives
+from backsolve._torch import (
+    Beneath,
+    GradMode,
+    active_levels,
+    alive,
+    apply_at_one_level,
+    eager_apply,
+    is_grads_batched,
+    level_of,
+    map_first_dims,
+    outside_autocast,
+    wrap_for_grad,
+)
+
+Gradients = list[Tensor | None]
+
+
+def grad_mode_beneath() -> bool:
+    """Whether eager graphs are recorded, beneath all levels."""
+    outermost = next((level for level in active_levels() if level.kind == "grad"), None)
+    return torch.is_grad_enabled() if outermost is None else outermost.grad_mode_beneath
+
+
+@dataclass(slots=True)
+class Attachment:
+    """One call, as the level that differentiates needs it later.
+
+    Attributes:
+        rule: how to solve with J.
+        at: f linearised at the plain y, which has the dimensions of `outer`, then those of `inner` levels of vmap.
+        level: the number of the level.
+        outer: the levels of vmap outside of it that map y.
+        leading: for each input of f, the levels that its leaf in `at` has dimensions for.
+        inner: the levels inside of it, and which of the inputs they map.
+        forward: f, with the params of the call.
+        captures: what f closes over; these inputs come last.
+        sizes: those of the mapped dimensions.
+        eager: whether an eager graph leads on from y.
+    """
+
+    rule: Rule
+    at: Linearization
+    level: int
+    outer: Sequence[int]
+    leading: Sequence[Sequence[int]]
+    inner: Mapping
+    forward: Forward
+    captures: Sequence[Capture]
+    sizes: dict[int, int]
+    eager: bool
+
+    def pull(self, y: Tensor, inputs: Sequence[Tensor], v: Tensor, wanted: Sequence[bool]) -> Gradients:
+        """The gradients of x and the inputs, from the stored graph where that is possible."""
+        living = level_of(y) == self.level
+        y = alive(y)
+        peeled = None if is_grads_batched(v) else Peeled(v)
+        if peeled is None or not self._fits(peeled, living):
+            return self.pull_generally(y, [alive(t) for t in inputs], v, wanted)
+        extra = [n for n in peeled.levels if n not in self.outer]
+        differentiable = grad_mode_beneath() and (self.eager or peeled.plain.requires_grad)
+        if extra and differentiable:
+            return self.pull_generally(y, [alive(t) for t in inputs], v, wanted)
+        order = [*extra, *self.outer]
+        with Beneath(), GradMode(differentiable):
+            plain = spread(peeled.stacked, peeled.levels, order, {**self.sizes, **peeled.sizes})
+            if differentiable:
+                results = self._pull_differentiably(y, inputs, plain, wanted)
+            elif extra:
+                results = outside_autocast(self._pull_many, plain, len(extra), wanted)
+            else:
+                results = outside_autocast(vjp, plain, self.rule, self.at, wanted)
+        lowered = [None if r is None else dress(r, order) for r in results]
+        if not living:
+            return lowered
+        if not torch.is_grad_enabled():
+            return [None if r is None else wrap_for_grad(r, self.level) for r in lowered]
+        return self._again(lowered, y, v, inputs, wanted)
+
+    def pull_generally(self, y: Tensor, inputs: Sequence[Tensor], v: Tensor, wanted: Sequence[bool]) -> Gradients:
+        """The same in operations that every transform can differentiate."""
+        z = None if self.forward.model.closes_over_nothing else dress(self.at.value, self.outer)
+        forward = Mapped(self.forward, self.captures, self.inner, inputs)
+        return _functional.vjp(self.rule, forward, y, z, inputs, v, wanted)
+
+    def _fits(self, v: Peeled, living: bool) -> bool:
+        """Whether v belongs to no level but those of the call, and to others that only map."""
+        if not living:
+            return not v.wrappers
+        return all(n == self.level for n, _ in v.wrappers) and all(n < self.level for n in v.levels)
+
+    def _pull_differentiably(self, y: Tensor, inputs: Sequence[Tensor], v: Tensor, wanted: Sequence[bool]) -> Gradients:
+        at = self.at
+        tensors = [self._plain(t, k) for k, t in enumerate(inputs[: len(inputs) - len(at.captures)])]
+        tensors += [c.tensor for c in at.captures]
+        return outside_autocast(differentiable_vjp, Peeled(y).stacked, v, self.rule, at, tensors, wanted)
+
+    def _plain(self, tensor: Tensor, position: int) -> Tensor:
+        peeled = Peeled(tensor)
+        return spread(peeled.stacked, peeled.levels, self.leading[position], self.sizes)
+
+    def _pull_many(self, v: Tensor, extra: int, wanted: Sequence[bool]) -> Gradients:
+        """`vjp` for cotangents that have more dimensions on the left than y."""
+        assembled = self.rule.assemble(self.at, differentiated=False).formed("a transform of torch")
+        w = over_first_dims(extra, lambda v: [assembled.solve_transposed(v)], [v])[0]
+        w = self.rule.spoil_singular(assembled, w, self.rule.event_dim)
+        if not any(wanted):
+            return [w, *[None] * len(wanted)]
+
+        def pull_inputs(u: Tensor) -> list[Tensor]:
+            found = zip(self.at.pull_inputs(u, wanted), self.at.inputs, wanted, strict=True)
+            return [torch.zeros_like(t) if r is None else r for r, t, w in found if w]
+
+        found = iter(over_first_dims(extra, pull_inputs, [-w]))
+        return [w, *(next(found) if w else None for w in wanted)]
+
+    def _again(
+        self, results: Gradients, y: Tensor, v: Tensor, inputs: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> Gradients:
+        """The results as differentiable functions of y, v and the inputs."""
+        found = [r for r in results if r is not None]
+        which = [r is not None for r in results]
+        v, *tensors = (self.own(t) for t in (v, *inputs))
+        again = iter(apply_at_one_level(_Again, self, found, which, y, v, *tensors))
+        return [next(again) if w else None for w in which]
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """The tensor as one of the level."""
+        return tensor if level_of(tensor) == self.level else wrap_for_grad(tensor, self.level)
+
+
+def over_first_dims(
+    number: int, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """Map a function over the first few dimensions of all tensors; one by one where an operation of f has no vmap."""
+    if not number:
+        return function(*tensors)
+    try:
+        sizes = tensors[0].shape[:number]
+        return _vmapped(sizes, function, tensors)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        each = [over_first_dims(number - 1, function, sample) for sample in zip(*tensors, strict=True)]
+        return [torch.stack(results) for results in zip(*each, strict=True)]
+
+
+def _vmapped(
+    sizes: Sequence[int], function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    if not sizes:
+        return function(*tensors)
+    inner: Callable[..., Sequence[Tensor]] = lambda *given: _vmapped(sizes[1:], function, given)
+    return map_first_dims(inner, tensors, [True] * len(tensors), sizes[0], "error")
+
+
+class _OneLevel(torch.autograd.Function):
+    """The rule at a level of grad: y out; x and the inputs of f in, all of them tensors of the level."""
+
+    apply_eagerly: Any = eager_apply
+
+    @staticmethod
+    def forward(ctx: Any, attachment: Attachment, y: list[Tensor], x: Tensor | None, *inputs: Tensor) -> Tensor:
+        ctx.attachment = attachment
+        output = wrap_for_grad(y.pop(), attachment.level)
+        ctx.save_for_backward(output, *inputs)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        y, *inputs = ctx.saved_tensors
+        w, *others = ctx.attachment.pull(y, inputs, grads[0], ctx.needs_input_grad[3:])
+        return None, None, w if ctx.needs_input_grad[2] else None, *others
+
+
+class _Again(torch.autograd.Function):
+    """Results of the rule that are known already; its backward is that of the rule."""
+
+    apply_eagerly: Any = eager_apply
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        attachment: Attachment,
+        results: list[Tensor],
+        which: list[bool],
+        y: Tensor,
+        v: Tensor,
+        *inputs: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.attachment, ctx.which = attachment, which
+        ctx.save_for_backward(y, v, *inputs)
+        return tuple(wrap_for_grad(r, attachment.level) for r in results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        attachment, which = ctx.attachment, ctx.which
+        given = [alive(t) for t in ctx.saved_tensors]
+        moving = [has_derivatives(t) for t in given]
+
+        def rule(*chosen: Tensor) -> tuple[Tensor, ...]:
+            rest = iter(chosen)
+            y, v, *inputs = (next(rest) if m else t for t, m in zip(given, moving, strict=True))
+            results = attachment.pull_generally(y, inputs, v, which[1:])
+            like = zip(results, (y, *inputs), which, strict=True)
+            return tuple(torch.zeros_like(t) if r is None else r for r, t, w in like if w)
+
+        pull: Any = torch.func.vjp(rule, *(t for t, m in zip(given, moving, strict=True) if m))[1]
+        found = iter(pull(tuple(grads)))
+        return None, None, None, *(next(found) if m else None for m in moving)
+
+
+def attach_for_grad(attachment: Attachment, y: Tensor, x: Tensor | None, inputs: Sequence[Tensor]) -> Tensor:
+    """y, which lives beneath the level, as a differentiable function of tensors of the level."""
+    x, *inputs = (None if t is None else attachment.own(t) for t in (x, *inputs))
+    return apply_at_one_level(_OneLevel, attachment, [y], x, *inputs)
