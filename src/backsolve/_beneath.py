@@ -41,6 +41,8 @@ from backsolve._torch import (
 )
 from backsolve.solvers.base import Found
 
+_MOST = 32  # tensors that f reads and that a vmap maps
+
 
 class _Elsewhere(BaseException):
     """This call needs rules that compose. No Exception: f must not catch it."""
@@ -99,7 +101,7 @@ class _Call:
         self.levels = levels
         self.kinds = {level.number: level.kind for level in levels}
         self.inner = problem.bind(arguments, implicit=x is None)
-        self.eager_grad = grad_mode_beneath()
+        self.eager_grad = grad_mode_beneath(levels)
         self.x = None if x is None else _Given(x)
         self.inputs = [_Given(t) for t in arguments.tensors]
         self.captures: list[Capture] = []
@@ -223,6 +225,8 @@ class _Call:
 
     def _add(self, tensor: Tensor) -> None:
         """Make a tensor that f closes over one of its inputs."""
+        if len(self.captures) >= _MOST:  # f makes it anew each time
+            raise _Elsewhere
         given = _Given(tensor)
         self._note(given)
         before = self.mapped

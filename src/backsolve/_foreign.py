@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from backsolve._levels import Peeled
-from backsolve._torch import alive, is_functorch_wrapped, level_of, unwrap_once
+from backsolve._torch import alive, current_level, is_functorch_wrapped, level_of, unwrap_once
 
 
 class Unprepared(BaseException):
@@ -48,6 +48,8 @@ class Foreign(TorchFunctionMode):
         self._leaves: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if current_level() < self.depth:  # another Inverse works beneath the levels, with levels of its own
+            return func(*args, **(kwargs or {}))
         return func(*self._give(args), **(self._give(kwargs) if kwargs else {}))
 
     def _give(self, value: Any) -> Any:

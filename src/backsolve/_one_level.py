@@ -24,6 +24,7 @@ from backsolve._solve import has_derivatives
 from backsolve._torch import (
     Beneath,
     GradMode,
+    Level,
     active_levels,
     alive,
     apply_at_one_level,
@@ -38,9 +39,9 @@ from backsolve._torch import (
 Gradients = list[Tensor | None]
 
 
-def grad_mode_beneath() -> bool:
+def grad_mode_beneath(levels: Sequence[Level]) -> bool:
     """Whether eager graphs are recorded, beneath all levels."""
-    outermost = next((level for level in active_levels() if level.kind == "grad"), None)
+    outermost = next((level for level in levels if level.kind == "grad"), None)
     return torch.is_grad_enabled() if outermost is None else outermost.grad_mode_beneath
 
 
@@ -80,12 +81,13 @@ class Attachment:
         if peeled is None or not self._fits(peeled, living):
             return self.pull_generally(y, [alive(t) for t in inputs], v, wanted)
         extra = [n for n in peeled.levels if n not in self.outer]
-        differentiable = grad_mode_beneath() and (self.eager or peeled.plain.requires_grad)
+        differentiable = (self.eager or peeled.plain.requires_grad) and grad_mode_beneath(active_levels())
         if extra and differentiable:
             return self.pull_generally(y, [alive(t) for t in inputs], v, wanted)
         order = [*extra, *self.outer]
         with Beneath(), GradMode(differentiable):
-            plain = spread(peeled.stacked, peeled.levels, order, {**self.sizes, **peeled.sizes})
+            sizes = {**self.sizes, **peeled.sizes} if extra else self.sizes
+            plain = spread(peeled.stacked, peeled.levels, order, sizes)
             if differentiable:
                 results = self._pull_differentiably(y, inputs, plain, wanted)
             elif extra:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from operator import attrgetter
 from types import BuiltinFunctionType, ModuleType
 from typing import Any, TypeVar
@@ -286,33 +285,34 @@ def add_mapped_dim(tensor: Tensor, level: int, dim: int = 0) -> Tensor:
     return _C._functorch._add_batch_dim(tensor, dim, level)
 
 
-@dataclass(frozen=True, slots=True)
 class Level:
-    """An active level of torch.func; `kind` is "vmap", "grad", "jvp" or the name of another one."""
+    """An active level of torch.func; `kind` is "vmap", "grad", "jvp" or "other"."""
 
-    number: int
-    kind: str
-    interpreter: Any
+    __slots__ = ("_interpreter", "kind", "number")
+
+    def __init__(self, interpreter: Any) -> None:
+        self.number: int = interpreter.level()
+        self.kind = _KINDS.get(interpreter.key().value, "other")
+        self._interpreter = interpreter
 
     @property
     def randomness(self) -> str:
         """What a vmap says about random numbers."""
-        return _RANDOMNESS[_C._functorch.CVmapInterpreterPtr(self.interpreter).randomness()]
+        return _RANDOMNESS[_C._functorch.CVmapInterpreterPtr(self._interpreter).randomness().value]
 
     @property
     def grad_mode_beneath(self) -> bool:
         """The grad mode in which a grad was entered: inside of it another one is set."""
-        return _C._functorch.CGradInterpreterPtr(self.interpreter).prevGradMode()
+        return _C._functorch.CGradInterpreterPtr(self._interpreter).prevGradMode()
 
 
-_KINDS = {TransformType.Vmap: "vmap", TransformType.Grad: "grad", TransformType.Jvp: "jvp"}
-_RANDOMNESS = {RandomnessType.Error: "error", RandomnessType.Same: "same", RandomnessType.Different: "different"}
+_KINDS = {TransformType.Vmap.value: "vmap", TransformType.Grad.value: "grad", TransformType.Jvp.value: "jvp"}
+_RANDOMNESS = {getattr(RandomnessType, r).value: r.lower() for r in ("Error", "Same", "Different")}
 
 
 def active_levels() -> list[Level]:
     """The active levels of torch.func, outermost first."""
-    found = _C._functorch.get_interpreter_stack() or ()
-    return [Level(i.level(), _KINDS.get(i.key(), str(i.key())), i) for i in found]
+    return [Level(i) for i in _C._functorch.get_interpreter_stack() or ()]
 
 
 class Beneath:
