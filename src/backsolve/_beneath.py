@@ -21,10 +21,10 @@ from backsolve._attach import attach, differentiable_jvp, jvp
 from backsolve._closure import Capture, Graph, Traced, trace
 from backsolve._foreign import Foreign, Hidden, Unprepared
 from backsolve._functional import Mapped, Solved
-from backsolve._levels import Mapping, Peeled, at_level, dress, spread
+from backsolve._levels import Mapping, Peeled, at_level, dress, split, spread
 from backsolve._linearize import Forward, Linearization
 from backsolve._mapped_solver import MappedCall, Reads
-from backsolve._one_level import Attachment, attach_for_grad, grad_mode_beneath, over_first_dims
+from backsolve._one_level import Attachment, attach_for_grad, grad_mode_beneath
 from backsolve._places import places_of
 from backsolve._solution import Check, spoil
 from backsolve._solve import Problem, judge
@@ -37,6 +37,7 @@ from backsolve._torch import (
     in_forward_mode,
     is_functorch_wrapped,
     no_function_modes,
+    over_first_dims,
     without_autocast,
 )
 from backsolve.solvers.base import Found
@@ -91,7 +92,8 @@ class _Call:
         found: what g returned, a plain y with the dimensions of `mapped` on the left.
         mapped: the levels of vmap that map y, outermost first.
         sizes: the sizes of mapped dimensions, by level.
-        level: the one that differentiates, 0 if there is none.
+        grad_level: the level of grad that differentiates, 0 if there is none.
+        jvp_level: the same of jvp; beneath that of grad, if there is one.
         eager: whether an eager graph leads to something.
     """
 
@@ -108,7 +110,7 @@ class _Call:
         self.found: Found | None = None
         self.mapped: list[int] = []
         self.sizes: dict[int, int] = {}
-        self.level = 0
+        self.grad_level = self.jvp_level = 0
         self.eager = False
 
     def solve(self, report: bool) -> Solved:
@@ -155,11 +157,20 @@ class _Call:
                 if any(self._differentiates(n, w) for n, w in peeled.wrappers if n != number):
                     raise _Elsewhere
                 given.pushed = peeled.levels
-            if tangent is not None or wrapper.requires_grad:
-                if self.level not in (0, number):
-                    raise _Elsewhere
-                self.level = number
                 given.differentiated = True
+                self._differentiate(number, self.grad_level, number)
+            elif wrapper.requires_grad:
+                given.differentiated = True
+                self._differentiate(number, number, self.jvp_level)
+
+    def _differentiate(self, number: int, grad_level: int, jvp_level: int) -> None:
+        """Note a level, unless it is one too many."""
+        if number in (self.grad_level, self.jvp_level):
+            return
+        taken = self.jvp_level if number == jvp_level else self.grad_level
+        if taken or (jvp_level and grad_level and jvp_level > grad_level):
+            raise _Elsewhere
+        self.grad_level, self.jvp_level = grad_level, jvp_level
 
     def _differentiates(self, number: int, wrapper: Tensor) -> bool:
         return wrapper.requires_grad or (self.kinds[number] == "jvp" and self._tangent(wrapper, number) is not None)
@@ -252,7 +263,8 @@ class _Call:
             given.leading = self._leading(given)
         inputs = [self._plain(t, t.leading) for t in self.inputs]
         forward = self._forward(inputs)
-        leaf = y.detach().requires_grad_(model.jacobian.entries is None)
+        to_y = model.jacobian.entries is None or (self.grad_level > 0 and self.jvp_level > 0)
+        leaf = y.detach().requires_grad_(to_y)
         leaves = [
             t.detach().requires_grad_(given.differentiated) for t, given in zip(inputs, self.inputs, strict=True)
         ]
@@ -282,30 +294,30 @@ class _Call:
         traced = trace(evaluate, foreign.known, self.problem.call)
         if any(is_functorch_wrapped(v) for v in traced.values):  # by a level that nothing was seen to belong to
             raise _Elsewhere
-        pushed = self.kinds.get(self.level) == "jvp" and any(t.differentiated for t in self.inputs)
-        if pushed and any(isinstance(n, BackwardCFunction) for n in Graph(traced.values).nodes):
-            raise _Elsewhere  # `push_inputs` differentiates its backward, which need not be differentiable
+        nested = self.grad_level and self.jvp_level
+        twice = nested or (self.jvp_level and any(t.pushed is not None for t in self.inputs))
+        if twice and any(isinstance(n, BackwardCFunction) for n in Graph(traced.values).nodes):
+            raise _Elsewhere  # its backward is differentiated here, and need not be differentiable
         return traced
 
     def _stand_in(self, tensor: Tensor, peeled: Peeled) -> Tensor | None:
         """A leaf for a tensor of a level that f reads; None if f must have it mapped."""
         given = _Given(tensor)
         self._note(given)
-        if peeled.levels or (self.level and given.differentiated and self._leading(given)):
+        if peeled.levels or self._leading(given):
             return None
         with Beneath():
             return peeled.plain.detach().requires_grad_(given.differentiated)
 
     def _leading(self, given: _Given) -> Sequence[int]:
         """The levels that the plain tensor must have dimensions for: each sample has its own derivative."""
-        if not given.differentiated or not self.level or not self.mapped:
-            return given.peeled.levels
-        if not any(number == self.level for number, _ in given.peeled.wrappers):
-            return given.peeled.levels
-        own = {n for n in self.mapped if n < self.level}
-        if self.kinds[self.level] == "jvp":
-            own &= set(given.pushed or ())
-        return sorted(own | set(given.peeled.levels))
+        own = given.peeled.levels
+        if not given.differentiated or not self.mapped:
+            return own
+        leading = set(own) | ({*given.pushed} & {*self.mapped} if given.pushed else set())
+        if any(number == self.grad_level and wrapper.requires_grad for number, wrapper in given.peeled.wrappers):
+            leading |= {n for n in self.mapped if n < self.grad_level}
+        return sorted(leading)
 
     def _plain(self, given: _Given, levels: Sequence[int]) -> Tensor:
         """The plain tensor with dimensions for these levels on the left."""
@@ -326,55 +338,65 @@ class _Call:
         """y, plain, as a differentiable tensor of all levels."""
         rule = self.problem.rule
         result = y
-        if (self.level or self.eager) and not at.depends_on_y and rule.jacobian.entries is None:
+        levels = [n for n in (self.jvp_level, self.grad_level) if n]
+        if (levels or self.eager) and not at.depends_on_y and rule.jacobian.entries is None:
             raise errors.no_dependence(rule.call)
+        nested = len(levels) == 2
+        if nested and (self.eager or not at.y.requires_grad):
+            raise _Elsewhere
         if self.eager:
             with Beneath(), GradMode(True):
                 x = None if self.x is None else self._plain(self.x, self.mapped)
                 result = attach(rule, at, y, x)
-        if not self.level:
-            return dress(result, self.mapped)
-        outer = [n for n in self.mapped if n < self.level]
-        inner = [n for n in self.mapped if n > self.level]
-        if self.kinds[self.level] == "jvp":
-            result = self._with_tangent(at, result, outer, inner)
-        else:
-            result = self._with_node(at, result, outer, inner)
-        return dress(result, inner)
+        beneath = 0
+        for level in levels:
+            outer = [n for n in self.mapped if beneath < n < level]
+            with_derivative = self._with_tangent if level == self.jvp_level else self._with_node
+            result = with_derivative(at, result, outer)
+            beneath = level
+        return dress(result, [n for n in self.mapped if n > beneath])
 
-    def _with_node(self, at: Linearization, y: Tensor, outer: Sequence[int], inner: Sequence[int]) -> Tensor:
-        with Beneath(self.level):
+    def _with_node(self, at: Linearization, y: Tensor, between: Sequence[int]) -> Tensor:
+        """y as a tensor of the level of grad; it has the dimensions of the levels `between` on the left."""
+        level = self.grad_level
+        outer, inner = ([n for n in self.mapped if (n < level) == below] for below in (True, False))
+        with Beneath(level):
             x = None
             if self.x is not None and self.x.differentiated:
-                x = spread(*at_level(self.x.tensor, self.level), inner, self.sizes)
-            known = [at_level(t.tensor, self.level) for t in self.inputs]
+                x = spread(*at_level(self.x.tensor, level), inner, self.sizes)
+            known = [at_level(t.tensor, level) for t in self.inputs]
             flags = [tuple(n in own for n in inner) for _, own in known] + [(False,) * len(inner)] * len(at.captures)
             attachment = Attachment(
-                self.problem.rule,
-                at,
-                self.level,
-                outer,
-                [t.leading for t in self.inputs],
-                Mapping(tuple(self.sizes[n] for n in inner), tuple(flags)),
-                self.inner,
-                self._all_captures(at),
-                self.sizes,
-                self.eager,
+                rule=self.problem.rule,
+                at=at,
+                level=level,
+                pushed=self.jvp_level,
+                outer=outer,
+                leading=[[n for n in t.leading if n < level] for t in self.inputs],
+                inner=Mapping(tuple(self.sizes[n] for n in inner), tuple(flags)),
+                forward=self.inner,
+                captures=self._all_captures(at),
+                sizes=self.sizes,
+                eager=self.eager,
             )
             inputs = [*(t for t, _ in known), *(c.tensor for c in at.captures)]
-            return attach_for_grad(attachment, dress(y, outer), x, inputs)
+            return attach_for_grad(attachment, dress(y, between), x, inputs)
 
-    def _with_tangent(self, at: Linearization, y: Tensor, outer: Sequence[int], inner: Sequence[int]) -> Tensor:
-        extra = sorted({n for t in self._given() for n in t.pushed or () if n not in self.mapped})
+    def _with_tangent(self, at: Linearization, y: Tensor, outer: Sequence[int]) -> Tensor:
+        """y as a tensor of the level of jvp; it has the dimensions of the levels `outer` on the left."""
+        level, given = self.jvp_level, self._given()
+        extra = sorted({n for t in given for n in t.pushed or () if n not in self.mapped})
         if extra and self.eager:
             raise _Elsewhere
-        with Beneath(self.level):
-            tangents = [self._peeled_tangent(t, inner) for t in self._given()]
+        tangents = [None if t.pushed is None else split(t.tensor, level) for t in given]
+        tangents = [None if parts is None else parts[1] for parts in tangents]
         with Beneath(), GradMode(self.eager), without_autocast(y.device):
-            sizes = {**self.sizes, **{n: k for p in tangents if p is not None for n, k in p.sizes.items()}}
+            sizes = dict(self.sizes)
+            for t in tangents:
+                sizes.update({} if t is None else t.sizes)
             moved = [
-                None if p is None else spread(p.stacked, p.levels, [*extra, *(n for n in leading if n in outer)], sizes)
-                for p, leading in zip(tangents, self._leadings(), strict=True)
+                None if t is None else t.spread([*extra, *own], sizes)
+                for t, own in zip(tangents, self._leadings(), strict=True)
             ]
             t_x, *t_inputs = moved if self.x is not None else [None, *moved]
             t_inputs += [None] * len(at.captures)
@@ -383,8 +405,9 @@ class _Call:
                 t = differentiable_jvp(y, t_x, t_inputs, self.problem.rule, at, tensors)
             else:
                 t = jvp(t_x, t_inputs, self.problem.rule, at, _over(len(extra)))
-        with Beneath(self.level):
-            return forward_ad.make_dual(dress(y, outer), dress(t, [*extra, *outer]))
+        primal, tangent = dress(y, outer), dress(t, [*extra, *outer])
+        with Beneath(level):
+            return forward_ad.make_dual(primal, tangent)
 
     def _given(self) -> list[_Given]:
         return self.inputs if self.x is None else [self.x, *self.inputs]
@@ -392,16 +415,6 @@ class _Call:
     def _leadings(self) -> list[Sequence[int]]:
         of_inputs = [t.leading for t in self.inputs]
         return of_inputs if self.x is None else [self.mapped, *of_inputs]
-
-    def _peeled_tangent(self, given: _Given, inner: Sequence[int]) -> Peeled | None:
-        """The tangent of a tensor as the level knows it."""
-        if given.pushed is None:
-            return None
-        tensor, own = at_level(given.tensor, self.level)
-        if given is self.x:
-            tensor = spread(tensor, own, inner, self.sizes)
-        tangent = forward_ad.unpack_dual(tensor).tangent
-        return None if tangent is None else Peeled(tangent)
 
     def _all_captures(self, at: Linearization) -> list[Capture]:
         """What f closes over, by the objects that it reads."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack, handle_torch_function, has_torch_function_unary
 
 from backsolve._torch import Beneath, GradMode, add_mapped_dim, alive, is_functorch_wrapped, level_of, unwrap, unwrap_once
@@ -201,3 +202,37 @@ def dress(tensor: Tensor, levels: Sequence[int]) -> Tensor:
         tensor = add_mapped_dim(tensor, level, left.index(level))
         left.remove(level)
     return tensor
+
+
+@dataclass(slots=True)
+class Plain:
+    """A plain tensor whose leading dimensions belong to levels of vmap."""
+
+    tensor: Tensor
+    levels: Sequence[int]
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """The size of the dimension of each level."""
+        return dict(zip(self.levels, self.tensor.shape, strict=False))
+
+    def spread(self, levels: Sequence[int], sizes: dict[int, int]) -> Tensor:
+        """The tensor with the dimensions of these levels on the left."""
+        return spread(self.tensor, self.levels, levels, sizes)
+
+
+def split(tensor: Tensor, level: int) -> tuple[Plain, Plain | None] | None:
+    """The primal and the tangent of a tensor at a level; None if a further level wraps one of them."""
+    with Beneath(level):
+        at, inner = at_level(tensor, level)
+        dual = forward_ad.unpack_dual(at)
+    with Beneath():
+        parts: list[Plain | None] = []
+        for part in (dual.primal, dual.tangent):
+            peeled = None if part is None else Peeled(part)
+            if peeled is not None and any(n != level for n, _ in peeled.wrappers):
+                return None
+            parts.append(None if peeled is None else Plain(peeled.stacked, [*peeled.levels, *inner]))
+    primal, tangent = parts
+    assert primal is not None
+    return primal, tangent

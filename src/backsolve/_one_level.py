@@ -21,6 +21,7 @@ from backsolve._functional import Mapped
 from backsolve._levels import Mapping, Peeled, dress, spread
 from backsolve._linearize import Forward, Linearization
 from backsolve._solve import has_derivatives
+from backsolve._two_levels import pull_along_tangents
 from backsolve._torch import (
     Beneath,
     GradMode,
@@ -31,7 +32,7 @@ from backsolve._torch import (
     eager_apply,
     is_grads_batched,
     level_of,
-    map_first_dims,
+    over_first_dims,
     outside_autocast,
     wrap_for_grad,
 )
@@ -53,8 +54,9 @@ class Attachment:
         rule: how to solve with J.
         at: f linearised at the plain y, which has the dimensions of `outer`, then those of `inner` levels of vmap.
         level: the number of the level.
+        pushed: that of a level of jvp beneath it, which differentiates, too; 0 if there is none.
         outer: the levels of vmap outside of it that map y.
-        leading: for each input of f, the levels that its leaf in `at` has dimensions for.
+        leading: for each input of f, those of them that its leaf in `at` has dimensions for.
         inner: the levels inside of it, and which of the inputs they map.
         forward: f, with the params of the call.
         captures: what f closes over; these inputs come last.
@@ -65,6 +67,7 @@ class Attachment:
     rule: Rule
     at: Linearization
     level: int
+    pushed: int
     outer: Sequence[int]
     leading: Sequence[Sequence[int]]
     inner: Mapping
@@ -76,14 +79,30 @@ class Attachment:
     def pull(self, y: Tensor, inputs: Sequence[Tensor], v: Tensor, wanted: Sequence[bool]) -> Gradients:
         """The gradients of x and the inputs, from the stored graph where that is possible."""
         living = level_of(y) == self.level
-        y = alive(y)
-        peeled = None if is_grads_batched(v) else Peeled(v)
-        if peeled is None or not self._fits(peeled, living):
+        connected, y = y, alive(y)
+        lowered = None if is_grads_batched(v) else self._lowered(y, inputs, v, wanted, living)
+        if lowered is None:
             return self.pull_generally(y, [alive(t) for t in inputs], v, wanted)
-        extra = [n for n in peeled.levels if n not in self.outer]
+        if not living:
+            return lowered
+        if not torch.is_grad_enabled():
+            return [None if r is None else wrap_for_grad(r, self.level) for r in lowered]
+        return self._again(lowered, connected, v, inputs, wanted)
+
+    def _lowered(
+        self, y: Tensor, inputs: Sequence[Tensor], v: Tensor, wanted: Sequence[bool], living: bool
+    ) -> Gradients | None:
+        """The gradients beneath the level; None where they must be made of rules that compose."""
+        peeled = Peeled(v)
+        pushed = self.pushed > 0 and any(n == self.pushed for n, _ in Peeled(y).wrappers)
+        if not self._fits(peeled, living, pushed):
+            return None
         differentiable = (self.eager or peeled.plain.requires_grad) and grad_mode_beneath(active_levels())
-        if extra and differentiable:
-            return self.pull_generally(y, [alive(t) for t in inputs], v, wanted)
+        extra = [n for n in peeled.levels if n not in self.outer]
+        if differentiable and (extra or pushed):
+            return None
+        if pushed:
+            return outside_autocast(self._pull_along_tangents, y, inputs, v, wanted)
         order = [*extra, *self.outer]
         with Beneath(), GradMode(differentiable):
             sizes = {**self.sizes, **peeled.sizes} if extra else self.sizes
@@ -94,12 +113,7 @@ class Attachment:
                 results = outside_autocast(self._pull_many, plain, len(extra), wanted)
             else:
                 results = outside_autocast(vjp, plain, self.rule, self.at, wanted)
-        lowered = [None if r is None else dress(r, order) for r in results]
-        if not living:
-            return lowered
-        if not torch.is_grad_enabled():
-            return [None if r is None else wrap_for_grad(r, self.level) for r in lowered]
-        return self._again(lowered, y, v, inputs, wanted)
+        return [None if r is None else dress(r, order) for r in results]
 
     def pull_generally(self, y: Tensor, inputs: Sequence[Tensor], v: Tensor, wanted: Sequence[bool]) -> Gradients:
         """The same in operations that every transform can differentiate."""
@@ -107,11 +121,21 @@ class Attachment:
         forward = Mapped(self.forward, self.captures, self.inner, inputs)
         return _functional.vjp(self.rule, forward, y, z, inputs, v, wanted)
 
-    def _fits(self, v: Peeled, living: bool) -> bool:
+    def _fits(self, v: Peeled, living: bool, pushed: bool) -> bool:
         """Whether v belongs to no level but those of the call, and to others that only map."""
-        if not living:
-            return not v.wrappers
-        return all(n == self.level for n, _ in v.wrappers) and all(n < self.level for n in v.levels)
+        known = [*([self.level] if living else []), *([self.pushed] if pushed else [])]
+        return all(n in known for n, _ in v.wrappers) and (not living or all(n < self.level for n in v.levels))
+
+    def _pull_along_tangents(
+        self, y: Tensor, inputs: Sequence[Tensor], v: Tensor, wanted: Sequence[bool]
+    ) -> Gradients | None:
+        def pull(v: Tensor, extra: int) -> Gradients:
+            return self._pull_many(v, extra, wanted) if extra else vjp(v, self.rule, self.at, wanted)
+
+        leading = [self.outer, *self.leading]
+        tensors = [y, *inputs[: len(self.leading)]]
+        leaves = [self.at.y, *self.at.inputs[: len(self.leading)]]
+        return pull_along_tangents(pull, leaves, tensors, v, self.pushed, self.outer, leading, self.sizes)
 
     def _pull_differentiably(self, y: Tensor, inputs: Sequence[Tensor], v: Tensor, wanted: Sequence[bool]) -> Gradients:
         at = self.at
@@ -125,7 +149,7 @@ class Attachment:
 
     def _pull_many(self, v: Tensor, extra: int, wanted: Sequence[bool]) -> Gradients:
         """`vjp` for cotangents that have more dimensions on the left than y."""
-        assembled = self.rule.assemble(self.at, differentiated=False).formed("a transform of torch")
+        assembled = self.rule.assemble(self.at, differentiated=torch.is_grad_enabled()).formed("a transform of torch")
         w = over_first_dims(extra, lambda v: [assembled.solve_transposed(v)], [v])[0]
         w = self.rule.spoil_singular(assembled, w, self.rule.event_dim)
         if not any(wanted):
@@ -151,31 +175,6 @@ class Attachment:
     def own(self, tensor: Tensor) -> Tensor:
         """The tensor as one of the level."""
         return tensor if level_of(tensor) == self.level else wrap_for_grad(tensor, self.level)
-
-
-def over_first_dims(
-    number: int, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
-) -> Sequence[Tensor]:
-    """Map a function over the first few dimensions of all tensors; one by one where an operation of f has no vmap."""
-    if not number:
-        return function(*tensors)
-    try:
-        sizes = tensors[0].shape[:number]
-        return _vmapped(sizes, function, tensors)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:
-        each = [over_first_dims(number - 1, function, sample) for sample in zip(*tensors, strict=True)]
-        return [torch.stack(results) for results in zip(*each, strict=True)]
-
-
-def _vmapped(
-    sizes: Sequence[int], function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
-) -> Sequence[Tensor]:
-    if not sizes:
-        return function(*tensors)
-    inner: Callable[..., Sequence[Tensor]] = lambda *given: _vmapped(sizes[1:], function, given)
-    return map_first_dims(inner, tensors, [True] * len(tensors), sizes[0], "error")
 
 
 class _OneLevel(torch.autograd.Function):

@@ -381,6 +381,31 @@ def map_first_dims(
         _C._functorch._vmap_decrement_nesting()
 
 
+def over_first_dims(
+    number: int, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """Map a function over the first few dimensions of all tensors; one by one where an operation of f has no vmap."""
+    if not number:
+        return function(*tensors)
+    try:
+        sizes = tensors[0].shape[:number]
+        return _vmapped(sizes, function, tensors)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        each = [over_first_dims(number - 1, function, sample) for sample in zip(*tensors, strict=True)]
+        return [torch.stack(results) for results in zip(*each, strict=True)]
+
+
+def _vmapped(
+    sizes: Sequence[int], function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    if not sizes:
+        return function(*tensors)
+    inner: Callable[..., Sequence[Tensor]] = lambda *given: _vmapped(sizes[1:], function, given)
+    return map_first_dims(inner, tensors, [True] * len(tensors), sizes[0], "same")
+
+
 class Idle:
     """A context with levels of vmap that map nothing; torch.func numbers further levels from there.
 
