@@ -186,13 +186,13 @@ def jvp(
     t_inputs: Sequence[Tensor | None],
     rule: Rule,
     at: Linearization,
-    over: Callable[..., Tensor] = lambda function, *tangents: function(*tangents),
+    over: Callable[..., Tensor],
 ) -> Tensor:
     """Push tangents of x and of the inputs of f forward: `J^-1 (t_x - f_p t)`.
 
-    With `over` the tangents may have more dimensions, over which it maps a function of them; None is passed on.
+    The tangents may have more dimensions than y, over which `over` maps a function of them; None is passed on.
     """
-    assembled = rule.assemble(at, differentiated=torch.is_grad_enabled())
+    assembled = rule.assemble(at, differentiated=torch.is_grad_enabled()).formed("a transform of torch")
 
     def pushed(t_x: Tensor | None, *t_inputs: Tensor | None) -> Tensor:
         f_p_t = push_inputs(at, t_inputs)
@@ -277,13 +277,19 @@ class _Implicit(torch.autograd.Function):
 
 
 def differentiable_vjp(
-    y: Tensor, v: Tensor, rule: Rule, at: Linearization, tensors: Sequence[Tensor], wanted: Sequence[bool]
+    y: Tensor,
+    v: Tensor,
+    rule: Rule,
+    at: Linearization,
+    tensors: Sequence[Tensor],
+    wanted: Sequence[bool],
+    by: Callable[[Tensor, Rule, Linearization, Sequence[bool]], Gradients] = vjp,
 ) -> Gradients:
     """`vjp` as a differentiable function of y, v and the inputs of f, all of which are connected."""
 
     def pulled(y: Tensor, v: Tensor, *inputs: Tensor) -> list[Tensor]:
-        results = vjp(v, rule, relinearize(at, y, inputs), wanted)
-        return _filled(results, (y, *inputs))
+        results = by(v, rule, relinearize(at, y, inputs), wanted)
+        return _filled(results, (v, *inputs))
 
     n_params = len(tensors) - len(at.captures)
     in_place = [None] * (2 + n_params) + [c.tensor if c.read is None else None for c in at.captures]
@@ -292,7 +298,13 @@ def differentiable_vjp(
 
 
 def differentiable_jvp(
-    y: Tensor, t_x: Tensor | None, t_inputs: Sequence[Tensor | None], rule: Rule, at: Linearization, tensors: Sequence[Tensor]
+    y: Tensor,
+    t_x: Tensor | None,
+    t_inputs: Sequence[Tensor | None],
+    rule: Rule,
+    at: Linearization,
+    tensors: Sequence[Tensor],
+    over: Callable[..., Tensor],
 ) -> Tensor:
     """`jvp` as a differentiable function of y, the tangents and the inputs of f, all of which are connected."""
     tangents = [t for t in (t_x, *t_inputs) if t is not None]
@@ -301,7 +313,7 @@ def differentiable_jvp(
     def pushed(y: Tensor, *given: Tensor) -> list[Tensor]:
         rest = iter(given[:n])
         t_x_given, *others = (None if t is None else next(rest) for t in (t_x, *t_inputs))
-        return [jvp(t_x_given, others, rule, relinearize(at, y, given[n:]))]
+        return [jvp(t_x_given, others, rule, relinearize(at, y, given[n:]), over)]
 
     n_params = len(tensors) - len(at.captures)
     in_place = [None] * (1 + n + n_params) + [c.tensor if c.read is None else None for c in at.captures]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import BackwardCFunction
@@ -24,7 +23,7 @@ from backsolve._functional import Mapped, Solved
 from backsolve._levels import Mapping, Peeled, at_level, dress, split, spread
 from backsolve._linearize import Forward, Linearization
 from backsolve._mapped_solver import MappedCall, Reads
-from backsolve._one_level import Attachment, attach_for_grad, grad_mode_beneath
+from backsolve._one_level import Attachment, attach_for_grad, grad_mode_beneath, requiring_grad
 from backsolve._places import places_of
 from backsolve._solution import Check, spoil
 from backsolve._solve import Problem, judge
@@ -197,7 +196,7 @@ class _Call:
                     mapping = self._mapping(peeled)
                     call = MappedCall(self.problem, self.arguments, self.x is not None, reads)
                     return call.solve(plain[: len(given)], plain[len(given) :], mapping)
-            except Reads as found:
+            except Reads as found:  # noqa: PERF203
                 if any(found.tensor is r for r in reads):  # this call is made by the g of another Inverse
                     raise
                 reads.append(found.tensor)
@@ -220,7 +219,7 @@ class _Call:
             try:
                 with Beneath():
                     return self._linearize(y)
-            except Unprepared as found:
+            except Unprepared as found:  # noqa: PERF203
                 before, is_found = self.mapped, self.found is not None and y is self.found.y
                 self._add(found.tensor)
                 y = spread(y, before, self.mapped, self.sizes)
@@ -265,9 +264,7 @@ class _Call:
         forward = self._forward(inputs)
         to_y = model.jacobian.entries is None or (self.grad_level > 0 and self.jvp_level > 0)
         leaf = y.detach().requires_grad_(to_y)
-        leaves = [
-            t.detach().requires_grad_(given.differentiated) for t, given in zip(inputs, self.inputs, strict=True)
-        ]
+        leaves = [t.detach().requires_grad_(given.differentiated) for t, given in zip(inputs, self.inputs, strict=True)]
         with GradMode(True):
             if model.closes_over_nothing:
                 values = forward.with_entries(leaf, leaves)
@@ -301,7 +298,9 @@ class _Call:
         return traced
 
     def _stand_in(self, tensor: Tensor, peeled: Peeled) -> Tensor | None:
-        """A leaf for a tensor of a level that f reads; None if f must have it mapped."""
+        """A leaf for a tensor of a level that f reads; None if f must be given it."""
+        if any(self.kinds[number] == "jvp" for number, _ in peeled.wrappers):
+            return None  # whether it has a tangent can only be seen with the level
         given = _Given(tensor)
         self._note(given)
         if peeled.levels or self._leading(given):
@@ -386,8 +385,6 @@ class _Call:
         """y as a tensor of the level of jvp; it has the dimensions of the levels `outer` on the left."""
         level, given = self.jvp_level, self._given()
         extra = sorted({n for t in given for n in t.pushed or () if n not in self.mapped})
-        if extra and self.eager:
-            raise _Elsewhere
         tangents = [None if t.pushed is None else split(t.tensor, level) for t in given]
         tangents = [None if parts is None else parts[1] for parts in tangents]
         with Beneath(), GradMode(self.eager), without_autocast(y.device):
@@ -401,8 +398,9 @@ class _Call:
             t_x, *t_inputs = moved if self.x is not None else [None, *moved]
             t_inputs += [None] * len(at.captures)
             if self.eager:
-                tensors = [*at.forward.arguments.tensors, *(c.tensor for c in at.captures)]
-                t = differentiable_jvp(y, t_x, t_inputs, self.problem.rule, at, tensors)
+                pushed = [t is not None for t in t_inputs]
+                tensors = requiring_grad(at.forward.arguments.tensors, pushed) + [c.tensor for c in at.captures]
+                t = differentiable_jvp(y, t_x, t_inputs, self.problem.rule, at, tensors, _over(len(extra)))
             else:
                 t = jvp(t_x, t_inputs, self.problem.rule, at, _over(len(extra)))
         primal, tangent = dress(y, outer), dress(t, [*extra, *outer])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -81,4 +81,3 @@ class Foreign(TorchFunctionMode):
             self._leaves[id(tensor)] = leaf
             self.known.append(leaf)
         return leaf
-

@@ -15,7 +15,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack, handle_torch_function, has_torch_function_unary
 
-from backsolve._torch import Beneath, GradMode, add_mapped_dim, alive, is_functorch_wrapped, level_of, unwrap, unwrap_once
+from backsolve._torch import (
+    Beneath,
+    GradMode,
+    add_mapped_dim,
+    alive,
+    is_functorch_wrapped,
+    level_of,
+    unwrap,
+    unwrap_once,
+)
 
 Outputs = Sequence[Tensor | None]
 
@@ -145,7 +154,7 @@ class Peeled:
 
     @property
     def stacked(self) -> Tensor:
-        """The plain tensor with its mapped dimensions on the left, outermost level first; for use beneath all levels."""
+        """The plain tensor with its mapped dimensions on the left, outermost level first; to be asked for beneath."""
         return _to_the_left(self.plain, self._dims)
 
     @property

@@ -100,7 +100,7 @@ class MappedCall:
         if self.has_x and len(given) == 1 and not closure:  # the common case, without 20 us of looking at params
             lifted = list(given), given[0].dim() - len(mapping) - k
         else:
-            lifted = self._lifted(given, closure, mapping)
+            lifted = self._lifted(given, mapping)
         if lifted is None or lifted[1] < 0:
             return None
         folded, most = lifted
@@ -115,9 +115,7 @@ class MappedCall:
         rank = len(mapping) + most + k
         return found if found.y.dim() == rank and found.y.shape[: len(mapping)] == mapping.sizes else None
 
-    def _lifted(
-        self, given: Sequence[Tensor], closure: Sequence[Tensor], mapping: Mapping
-    ) -> tuple[list[Tensor], int] | None:
+    def _lifted(self, given: Sequence[Tensor], mapping: Mapping) -> tuple[list[Tensor], int] | None:
         """The tensors with all mapped dimensions, and the number of batch dimensions behind them."""
         inside = [t.dim() - sum(m) for t, m in zip(given, mapping.mapped, strict=False)]
         batch_dims = [None if k is None else n - k for n, k in zip(inside, self._event_dims(), strict=True)]

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from backsolve import _functional
-from backsolve._attach import Rule, differentiable_jvp, differentiable_vjp, jvp, vjp
+from backsolve._attach import Rule, differentiable_vjp, vjp
 from backsolve._closure import Capture
 from backsolve._functional import Mapped
 from backsolve._levels import Mapping, Peeled, dress, spread
 from backsolve._linearize import Forward, Linearization
 from backsolve._solve import has_derivatives
-from backsolve._two_levels import pull_along_tangents
 from backsolve._torch import (
     Beneath,
     GradMode,
@@ -32,18 +31,24 @@ from backsolve._torch import (
     eager_apply,
     is_grads_batched,
     level_of,
-    over_first_dims,
     outside_autocast,
+    over_first_dims,
     wrap_for_grad,
 )
+from backsolve._two_levels import pull_along_tangents
 
 Gradients = list[Tensor | None]
 
 
+def requiring_grad(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
+    """The tensors, of which some must require a gradient in the eager graph, as the level wants it."""
+    pairs = zip(tensors, wanted, strict=False)
+    return [t.detach().requires_grad_() if w and not t.requires_grad else t for t, w in pairs]
+
+
 def grad_mode_beneath(levels: Sequence[Level]) -> bool:
     """Whether eager graphs are recorded, beneath all levels."""
-    outermost = next((level for level in levels if level.kind == "grad"), None)
-    return torch.is_grad_enabled() if outermost is None else outermost.grad_mode_beneath
+    return torch.is_grad_enabled() and all(level.grad_mode_beneath for level in levels if level.kind == "grad")
 
 
 @dataclass(slots=True)
@@ -87,7 +92,7 @@ class Attachment:
             return lowered
         if not torch.is_grad_enabled():
             return [None if r is None else wrap_for_grad(r, self.level) for r in lowered]
-        return self._again(lowered, connected, v, inputs, wanted)
+        return self._again(lowered, connected, v, inputs)
 
     def _lowered(
         self, y: Tensor, inputs: Sequence[Tensor], v: Tensor, wanted: Sequence[bool], living: bool
@@ -99,7 +104,7 @@ class Attachment:
             return None
         differentiable = (self.eager or peeled.plain.requires_grad) and grad_mode_beneath(active_levels())
         extra = [n for n in peeled.levels if n not in self.outer]
-        if differentiable and (extra or pushed):
+        if differentiable and pushed:
             return None
         if pushed:
             return outside_autocast(self._pull_along_tangents, y, inputs, v, wanted)
@@ -107,12 +112,11 @@ class Attachment:
         with Beneath(), GradMode(differentiable):
             sizes = {**self.sizes, **peeled.sizes} if extra else self.sizes
             plain = spread(peeled.stacked, peeled.levels, order, sizes)
+            by = _vjp_of_many(len(extra)) if extra else vjp
             if differentiable:
-                results = self._pull_differentiably(y, inputs, plain, wanted)
-            elif extra:
-                results = outside_autocast(self._pull_many, plain, len(extra), wanted)
+                results = self._pull_differentiably(y, inputs, plain, wanted, by)
             else:
-                results = outside_autocast(vjp, plain, self.rule, self.at, wanted)
+                results = outside_autocast(by, plain, self.rule, self.at, wanted)
         return [None if r is None else dress(r, order) for r in results]
 
     def pull_generally(self, y: Tensor, inputs: Sequence[Tensor], v: Tensor, wanted: Sequence[bool]) -> Gradients:
@@ -130,41 +134,26 @@ class Attachment:
         self, y: Tensor, inputs: Sequence[Tensor], v: Tensor, wanted: Sequence[bool]
     ) -> Gradients | None:
         def pull(v: Tensor, extra: int) -> Gradients:
-            return self._pull_many(v, extra, wanted) if extra else vjp(v, self.rule, self.at, wanted)
+            return (_vjp_of_many(extra) if extra else vjp)(v, self.rule, self.at, wanted)
 
         leading = [self.outer, *self.leading]
         tensors = [y, *inputs[: len(self.leading)]]
         leaves = [self.at.y, *self.at.inputs[: len(self.leading)]]
         return pull_along_tangents(pull, leaves, tensors, v, self.pushed, self.outer, leading, self.sizes)
 
-    def _pull_differentiably(self, y: Tensor, inputs: Sequence[Tensor], v: Tensor, wanted: Sequence[bool]) -> Gradients:
+    def _pull_differentiably(
+        self, y: Tensor, inputs: Sequence[Tensor], v: Tensor, wanted: Sequence[bool], by: Any
+    ) -> Gradients:
         at = self.at
-        tensors = [self._plain(t, k) for k, t in enumerate(inputs[: len(inputs) - len(at.captures)])]
-        tensors += [c.tensor for c in at.captures]
-        return outside_autocast(differentiable_vjp, Peeled(y).stacked, v, self.rule, at, tensors, wanted)
+        tensors = [self._plain(t, k) for k, t in enumerate(inputs[: len(self.leading)])]
+        tensors = [*requiring_grad(tensors, wanted), *(c.tensor for c in at.captures)]
+        return outside_autocast(differentiable_vjp, Peeled(y).stacked, v, self.rule, at, tensors, wanted, by)
 
     def _plain(self, tensor: Tensor, position: int) -> Tensor:
         peeled = Peeled(tensor)
         return spread(peeled.stacked, peeled.levels, self.leading[position], self.sizes)
 
-    def _pull_many(self, v: Tensor, extra: int, wanted: Sequence[bool]) -> Gradients:
-        """`vjp` for cotangents that have more dimensions on the left than y."""
-        assembled = self.rule.assemble(self.at, differentiated=torch.is_grad_enabled()).formed("a transform of torch")
-        w = over_first_dims(extra, lambda v: [assembled.solve_transposed(v)], [v])[0]
-        w = self.rule.spoil_singular(assembled, w, self.rule.event_dim)
-        if not any(wanted):
-            return [w, *[None] * len(wanted)]
-
-        def pull_inputs(u: Tensor) -> list[Tensor]:
-            found = zip(self.at.pull_inputs(u, wanted), self.at.inputs, wanted, strict=True)
-            return [torch.zeros_like(t) if r is None else r for r, t, w in found if w]
-
-        found = iter(over_first_dims(extra, pull_inputs, [-w]))
-        return [w, *(next(found) if w else None for w in wanted)]
-
-    def _again(
-        self, results: Gradients, y: Tensor, v: Tensor, inputs: Sequence[Tensor], wanted: Sequence[bool]
-    ) -> Gradients:
+    def _again(self, results: Gradients, y: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Gradients:
         """The results as differentiable functions of y, v and the inputs."""
         found = [r for r in results if r is not None]
         which = [r is not None for r in results]
@@ -175,6 +164,26 @@ class Attachment:
     def own(self, tensor: Tensor) -> Tensor:
         """The tensor as one of the level."""
         return tensor if level_of(tensor) == self.level else wrap_for_grad(tensor, self.level)
+
+
+def _vjp_of_many(extra: int) -> Callable[..., Gradients]:
+    """`vjp` for cotangents that have some more dimensions on the left than y."""
+
+    def vjp_of_many(v: Tensor, rule: Rule, at: Linearization, wanted: Sequence[bool]) -> Gradients:
+        assembled = rule.assemble(at, differentiated=torch.is_grad_enabled()).formed("a transform of torch")
+        w = over_first_dims(extra, lambda v: [assembled.solve_transposed(v)], [v])[0]
+        w = rule.spoil_singular(assembled, w, rule.event_dim)
+        if not any(wanted):
+            return [w, *[None] * len(wanted)]
+
+        def pull_inputs(u: Tensor) -> list[Tensor]:
+            found = zip(at.pull_inputs(u, wanted), at.inputs, wanted, strict=True)
+            return [torch.zeros_like(t) if r is None else r for r, t, is_wanted in found if is_wanted]
+
+        found = iter(over_first_dims(extra, pull_inputs, [-w]))
+        return [w, *(next(found) if is_wanted else None for is_wanted in wanted)]
+
+    return vjp_of_many
 
 
 class _OneLevel(torch.autograd.Function):
@@ -235,5 +244,5 @@ class _Again(torch.autograd.Function):
 
 def attach_for_grad(attachment: Attachment, y: Tensor, x: Tensor | None, inputs: Sequence[Tensor]) -> Tensor:
     """y, which lives beneath the level, as a differentiable function of tensors of the level."""
-    x, *inputs = (None if t is None else attachment.own(t) for t in (x, *inputs))
-    return apply_at_one_level(_OneLevel, attachment, [y], x, *inputs)
+    x = None if x is None else attachment.own(x)
+    return apply_at_one_level(_OneLevel, attachment, [y], x, *map(attachment.own, inputs))

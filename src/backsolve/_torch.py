@@ -402,7 +402,10 @@ def _vmapped(
 ) -> Sequence[Tensor]:
     if not sizes:
         return function(*tensors)
-    inner: Callable[..., Sequence[Tensor]] = lambda *given: _vmapped(sizes[1:], function, given)
+
+    def inner(*given: Tensor) -> Sequence[Tensor]:
+        return _vmapped(sizes[1:], function, given)
+
     return map_first_dims(inner, tensors, [True] * len(tensors), sizes[0], "same")
 
 
