@@ -234,11 +234,19 @@ def test_a_coupled_batch_is_found_where_products_are_used() -> None:
             inv(x).sum().backward()
 
 
-def test_a_singular_event_is_found_under_torch_func() -> None:
+@pytest.mark.parametrize(
+    ("jacobian", "error"),
+    [
+        (MatrixFree(), errors.ConvergenceError),
+        (MatrixFree(fallback=Dense()), errors.SingularJacobianError),
+        (None, errors.SingularJacobianError),
+    ],
+)
+def test_a_singular_event_is_found_under_torch_func(jacobian: MatrixFree | None, error: type[Exception]) -> None:
     scales = torch.tensor([[1.0, 2.0], [1.0, 0.0]], dtype=torch.float64)
     x = torch.zeros(2, 2, dtype=torch.float64)
-    inv = inverse(lambda y: scales * y, lambda x: x.clone(), event_dim=1, jacobian=MatrixFree())
-    with pytest.raises(errors.SingularJacobianError, match=r"index \(1,\)"):
+    inv = inverse(lambda y: scales * y, lambda x: x.clone(), event_dim=1, jacobian=jacobian)
+    with pytest.raises(error, match=r"index \(1,\)"):
         torch.func.grad(lambda x: inv(x).sum())(x)
 
 

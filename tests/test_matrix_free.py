@@ -240,8 +240,6 @@ def test_what_needs_all_of_j_is_refused_where_it_is_large() -> None:
     for use in (inv.with_log_det, inv.jacobian):
         with pytest.raises(errors.StructureError, match=r"at most 1024 elements(.|\n)*of 1025 elements"):
             use(x)
-    with pytest.raises(errors.StructureError, match="a transform of torch needs all of J"):
-        torch.func.grad(lambda x: inv(x).sum())(x.detach())
     assert inv.with_log_det(x[:3])[1].item() == pytest.approx(-3 * math.log(2), rel=4 * EPS)
 
 

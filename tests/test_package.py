@@ -38,6 +38,7 @@ ROOMS = (
     "_attach",
     "solvers",
     "_solve",
+    "_mapped",
     "_mapped_solver",
     "_functional",
     "_one_level",

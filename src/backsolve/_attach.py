@@ -192,7 +192,7 @@ def jvp(
 
     The tangents may have more dimensions than y, over which `over` maps a function of them; None is passed on.
     """
-    assembled = rule.assemble(at, differentiated=torch.is_grad_enabled()).formed("a transform of torch")
+    assembled = rule.assemble(at, differentiated=torch.is_grad_enabled())
 
     def pushed(t_x: Tensor | None, *t_inputs: Tensor | None) -> Tensor:
         f_p_t = push_inputs(at, t_inputs)

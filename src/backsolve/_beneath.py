@@ -19,9 +19,10 @@ from backsolve._arguments import Arguments
 from backsolve._attach import attach, differentiable_jvp, jvp
 from backsolve._closure import Capture, Graph, Traced, trace
 from backsolve._foreign import Foreign, Hidden, Unprepared
-from backsolve._functional import Mapped, Solved
+from backsolve._functional import Solved
 from backsolve._levels import Mapping, Peeled, at_level, dress, split, spread
 from backsolve._linearize import Forward, Linearization
+from backsolve._mapped import Mapped
 from backsolve._mapped_solver import MappedCall, Reads
 from backsolve._one_level import Attachment, attach_for_grad, grad_mode_beneath, requiring_grad
 from backsolve._places import places_of
@@ -341,7 +342,8 @@ class _Call:
         if (levels or self.eager) and not at.depends_on_y and rule.jacobian.entries is None:
             raise errors.no_dependence(rule.call)
         nested = len(levels) == 2
-        if nested and (self.eager or not at.y.requires_grad):
+        formed = rule.jacobian.is_formed(y, rule.event_dim)
+        if nested and (self.eager or not (formed and at.y.requires_grad)):
             raise _Elsewhere
         if self.eager:
             with Beneath(), GradMode(True):
@@ -385,6 +387,8 @@ class _Call:
         """y as a tensor of the level of jvp; it has the dimensions of the levels `outer` on the left."""
         level, given = self.jvp_level, self._given()
         extra = sorted({n for t in given for n in t.pushed or () if n not in self.mapped})
+        if (extra or self.eager) and not self.problem.rule.jacobian.is_formed(y, self.problem.rule.event_dim):
+            raise _Elsewhere
         tangents = [None if t.pushed is None else split(t.tensor, level) for t in given]
         tangents = [None if parts is None else parts[1] for parts in tangents]
         with Beneath(), GradMode(self.eager), without_autocast(y.device):

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from backsolve._arguments import Arguments
-from backsolve._functional import Functional, Mapped
+from backsolve._functional import Functional
 from backsolve._levels import Mapping
+from backsolve._mapped import Mapped
 from backsolve._operations import excess_of, layout_of
 from backsolve._solve import Problem
 from backsolve._torch import depth_of_transforms, is_torch_function, stored, without_autocast

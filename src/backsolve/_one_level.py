@@ -17,9 +17,9 @@ from torch import Tensor
 from backsolve import _functional
 from backsolve._attach import Rule, differentiable_vjp, vjp
 from backsolve._closure import Capture
-from backsolve._functional import Mapped
 from backsolve._levels import Mapping, Peeled, dress, spread
 from backsolve._linearize import Forward, Linearization
+from backsolve._mapped import Mapped
 from backsolve._solve import has_derivatives
 from backsolve._torch import (
     Beneath,
@@ -28,7 +28,6 @@ from backsolve._torch import (
     active_levels,
     alive,
     apply_at_one_level,
-    eager_apply,
     is_grads_batched,
     level_of,
     outside_autocast,
@@ -104,7 +103,7 @@ class Attachment:
             return None
         differentiable = (self.eager or peeled.plain.requires_grad) and grad_mode_beneath(active_levels())
         extra = [n for n in peeled.levels if n not in self.outer]
-        if differentiable and pushed:
+        if (differentiable and pushed) or ((extra or pushed) and not self._is_formed()):
             return None
         if pushed:
             return outside_autocast(self._pull_along_tangents, y, inputs, v, wanted)
@@ -124,6 +123,9 @@ class Attachment:
         z = None if self.forward.model.closes_over_nothing else dress(self.at.value, self.outer)
         forward = Mapped(self.forward, self.captures, self.inner, inputs)
         return _functional.vjp(self.rule, forward, y, z, inputs, v, wanted)
+
+    def _is_formed(self) -> bool:
+        return self.rule.jacobian.is_formed(self.at.y, self.rule.event_dim)
 
     def _fits(self, v: Peeled, living: bool, pushed: bool) -> bool:
         """Whether v belongs to no level but those of the call, and to others that only map."""
@@ -170,7 +172,7 @@ def _vjp_of_many(extra: int) -> Callable[..., Gradients]:
     """`vjp` for cotangents that have some more dimensions on the left than y."""
 
     def vjp_of_many(v: Tensor, rule: Rule, at: Linearization, wanted: Sequence[bool]) -> Gradients:
-        assembled = rule.assemble(at, differentiated=torch.is_grad_enabled()).formed("a transform of torch")
+        assembled = rule.assemble(at, differentiated=torch.is_grad_enabled())
         w = over_first_dims(extra, lambda v: [assembled.solve_transposed(v)], [v])[0]
         w = rule.spoil_singular(assembled, w, rule.event_dim)
         if not any(wanted):
@@ -189,8 +191,6 @@ def _vjp_of_many(extra: int) -> Callable[..., Gradients]:
 class _OneLevel(torch.autograd.Function):
     """The rule at a level of grad: y out; x and the inputs of f in, all of them tensors of the level."""
 
-    apply_eagerly: Any = eager_apply
-
     @staticmethod
     def forward(ctx: Any, attachment: Attachment, y: list[Tensor], x: Tensor | None, *inputs: Tensor) -> Tensor:
         ctx.attachment = attachment
@@ -207,8 +207,6 @@ class _OneLevel(torch.autograd.Function):
 
 class _Again(torch.autograd.Function):
     """Results of the rule that are known already; its backward is that of the rule."""
-
-    apply_eagerly: Any = eager_apply
 
     @staticmethod
     def forward(

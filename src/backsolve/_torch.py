@@ -316,17 +316,20 @@ def active_levels() -> list[Level]:
 
 
 class Beneath:
-    """A context in which only the levels of torch.func up to one are active; 0: none.
+    """A context in which only the levels of torch.func up to one are active; 0: none; and in which nothing is compiled.
 
-    `torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack` in a third of the time.
+    `torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack` in a third of the time. After a graph break in
+    a transform dynamo compiles the functions that are called: none where a level is active, but here, where it fails
+    over the wrappers.
     """
 
-    __slots__ = ("level", "popped")
+    __slots__ = ("before", "level", "popped")
 
     def __init__(self, level: int = 0) -> None:
         self.level = level
 
     def __enter__(self) -> None:
+        self.before = _C._dynamo.eval_frame.set_eval_frame(None)
         self.popped: list[Any] = []
         while (top := _C._functorch.peek_interpreter_stack()) is not None and top.level() > self.level:
             self.popped.append(_C._functorch.pop_dynamic_layer_stack())
@@ -334,6 +337,7 @@ class Beneath:
     def __exit__(self, *_: object) -> None:
         while self.popped:
             _C._functorch.push_dynamic_layer_stack(self.popped.pop())
+        _C._dynamo.eval_frame.set_eval_frame(self.before)
 
 
 def level_of(tensor: Tensor) -> int:
@@ -353,16 +357,17 @@ def wrap_for_grad(tensor: Tensor, level: int) -> Tensor:
 
 
 def apply_at_one_level(function: Any, *args: Any) -> Any:
-    """Apply an autograd.Function to tensors of one level of grad; its forward wraps what it returns.
+    """`torch.autograd.Function.apply` for tensors of one level of torch.func; its forward wraps what it returns.
 
     `torch._functorch.autograd_function.custom_function_call` makes a class for each call, and each level beneath.
     """
-    before = _C._functorch.get_single_level_autograd_function_allowed()
-    _C._functorch.set_single_level_autograd_function_allowed(True)
+    allowed: Any = _C._functorch
+    before = allowed.get_single_level_autograd_function_allowed()
+    allowed.set_single_level_autograd_function_allowed(True)
     try:
-        return function.apply_eagerly(*args)
+        return eager_apply.__get__(None, function)(*args)
     finally:
-        _C._functorch.set_single_level_autograd_function_allowed(before)
+        allowed.set_single_level_autograd_function_allowed(before)
 
 
 def map_first_dims(

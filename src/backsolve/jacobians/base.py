@@ -119,6 +119,10 @@ class Jacobian(ABC):
     def entries_shape(self, y: torch.Size, event_dim: int) -> torch.Size:
         """The shape of the entries for a y of this shape."""
 
+    def is_formed(self, y: Tensor, event_dim: int) -> bool:  # noqa: ARG002
+        """Whether entries of J are worked out for a y of this shape, dtype and device, rather than products only."""
+        return True
+
     @abstractmethod
     def assemble(self, at: Linearized) -> Assembled:
         """Work out J at `at.y`, from `at.known` or by vector-Jacobian products."""

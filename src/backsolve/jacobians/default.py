@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.dense import Dense
@@ -34,6 +35,11 @@ class Default(Jacobian):
     def entries_shape(self, y: torch.Size, event_dim: int) -> torch.Size:
         """A matrix for each event."""
         return _DENSE.entries_shape(y, event_dim)
+
+    def is_formed(self, y: Tensor, event_dim: int) -> bool:
+        """For few entries, and where products were not measured."""
+        few = y.numel() * math.prod(y.shape[y.dim() - event_dim :]) < _MANY
+        return few or y.device.type != "cpu" or y.dtype not in (torch.float32, torch.float64)
 
     def assemble(self, at: Linearized) -> Assembled:
         """Choose by the number of entries, and by what happened before."""

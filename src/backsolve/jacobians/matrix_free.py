@@ -84,6 +84,10 @@ class MatrixFree(Jacobian):
         """There are none."""
         raise NotImplementedError
 
+    def is_formed(self, y: Tensor, event_dim: int) -> bool:
+        """Never, if there is a choice."""
+        return False
+
     def assemble(self, at: Linearized) -> Assembled:
         """Keep f at y: the work is in the solves."""
         if at.transformed:
