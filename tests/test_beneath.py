@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils._pytree import tree_leaves
 
-from backsolve import Diagonal, _functional, errors, inverse
+from backsolve import Diagonal, MatrixFree, _functional, errors, inverse
 from backsolve.solvers import numpy_solver
 from tests.test_transforms import assert_same
 
@@ -346,3 +346,34 @@ def test_a_backward_of_f_that_is_not_differentiable() -> None:
     for transform in (lambda: jvp(inv, (X, A), (A, X)), lambda: hessian(loss(inv), (0, 1))(X, A)):
         with pytest.raises(RuntimeError, match=r"jvp function|numpy"):
             transform()
+
+
+def test_tensors_of_inference_mode() -> None:
+    with torch.inference_mode():
+        x, a = X.clone(), A.clone()
+        assert_same(vmap(by_param)(x, a), asinh(X, A))
+    assert_same(grad(loss(by_param), (0, 1))(x, a), grad(loss(asinh), (0, 1))(X, A))
+    assert_same(vmap(grad(by_param, (0, 1)))(x, a), vmap(grad(asinh, (0, 1)))(X, A))
+    assert_same(jvp(by_param, (x, a), (a, x)), jvp(asinh, (X, A), (A, X)))
+
+
+def test_a_singular_event_in_a_log_determinant_by_rules_that_compose() -> None:
+    scales = torch.tensor([[1.0, 2.0], [1.0, 0.0]], dtype=torch.float64)
+    inv = inverse(lambda y: scales * y, lambda x: x.clone(), event_dim=1, jacobian=MatrixFree())
+    with pytest.raises(errors.SingularJacobianError, match=r"index \(1,\)"):
+        grad(lambda x: inv.with_log_det(x)[1].sum())(torch.zeros(2, 2, dtype=torch.float64))
+
+
+def test_f_is_evaluated_once() -> None:
+    """At the call; a tensor of a level that vmap maps, or that has a tangent, costs one more evaluation."""
+    calls = []
+
+    def counted(y: Tensor, a: Tensor) -> Tensor:
+        calls.append(1)
+        return a * y.sinh()
+
+    inv = inverse(counted, lambda x, a: asinh(x, a), verify=False)
+    for stack in ("grad", "jvp", "vmap", "vmap(grad)", "jacrev", "jacfwd", "hessian"):
+        calls.clear()
+        ALL[stack](inv, X, A)
+        assert len(calls) == 1, stack

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import BackwardCFunction
@@ -53,8 +54,9 @@ def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
     """Solve `f(y, *params) = x` and attach the derivatives to y; the arguments are those of `_solve.solve`."""
     levels = active_levels()
     kinds = {level.kind for level in levels}
-    known = bool(levels) and kinds <= {"vmap", "grad", "jvp"} and no_function_modes()
-    if not known or (in_forward_mode() and "jvp" not in kinds):  # a dual level outside of torch.func
+    usual = bool(levels) and kinds <= {"vmap", "grad", "jvp"} and no_function_modes()
+    dual = in_forward_mode() and "jvp" not in kinds  # by torch.autograd.forward_ad
+    if not usual or dual or torch.is_inference_mode_enabled():
         return _functional.solve(problem, x, arguments, report=report)
     call = _Call(problem, x, arguments, levels)
     try:
@@ -263,9 +265,10 @@ class _Call:
             given.leading = self._leading(given)
         inputs = [self._plain(t, t.leading) for t in self.inputs]
         forward = self._forward(inputs)
-        to_y = model.jacobian.entries is None or (self.grad_level > 0 and self.jvp_level > 0)
-        leaf = y.detach().requires_grad_(to_y)
-        leaves = [t.detach().requires_grad_(given.differentiated) for t, given in zip(inputs, self.inputs, strict=True)]
+        wanted = self._is_differentiated()
+        to_y = wanted and (model.jacobian.entries is None or (self.grad_level > 0 and self.jvp_level > 0))
+        leaf = _leaf(y, to_y)
+        leaves = [_leaf(t, given.differentiated) for t, given in zip(inputs, self.inputs, strict=True)]
         with GradMode(True):
             if model.closes_over_nothing:
                 values = forward.with_entries(leaf, leaves)
@@ -279,8 +282,13 @@ class _Call:
                 self._note(self.inputs[-1])
             self._capture([tensor for tensor, _, _ in foreign.found])
             forward = self._forward([*inputs, *(p.plain for _, p, _ in foreign.found)])
+        if not wanted and self._is_differentiated():  # by way of what f closes over
+            return self._linearize(y)
         leaves = (*leaves, *(stand_in for _, _, stand_in in foreign.found), *traced.leaves)
         return Linearization(forward, leaf, leaves, traced.values, traced.captures, traced.depends_on_y)
+
+    def _is_differentiated(self) -> bool:
+        return self.eager or self.grad_level > 0 or self.jvp_level > 0
 
     def _trace(self, forward: Forward, foreign: Foreign, leaves: Sequence[Tensor]) -> Traced:
         idle = Idle([level.randomness if level.kind == "vmap" else "same" for level in self.levels])
@@ -307,7 +315,7 @@ class _Call:
         if peeled.levels or self._leading(given):
             return None
         with Beneath():
-            return peeled.plain.detach().requires_grad_(given.differentiated)
+            return _leaf(peeled.plain, given.differentiated)
 
     def _leading(self, given: _Given) -> Sequence[int]:
         """The levels that the plain tensor must have dimensions for: each sample has its own derivative."""
@@ -433,6 +441,11 @@ class _Call:
         z = None if self.inner.model.closes_over_nothing else dress(at.value, self.mapped)
         iterations = None if self.found.iterations is None else dress(self.found.iterations, self.mapped)
         return Solved(y, z, check, self.problem.rule, forward, iterations)
+
+
+def _leaf(t: Tensor, requires_grad: bool) -> Tensor:
+    """A leaf on the memory of t; autograd cannot record what inference mode made, so that is copied."""
+    return (t.clone() if t.is_inference() else t.detach()).requires_grad_(requires_grad)
 
 
 def _over(number: int) -> Callable[..., Tensor]:

@@ -304,7 +304,7 @@ def judge(
 ) -> tuple[Tensor, Tensor | None, Check | None]:
     """y, refined, f(y) and the verdict where one is asked for; raise or warn as the policy says.
 
-    `at` is f linearised at what g returned, if that is known.
+    `at` is f at what g returned, if that is known; perhaps without a graph.
     """
     found = solution.y
     y = refine(problem, forward, found, x) if problem.refine and refining else found
@@ -312,6 +312,7 @@ def judge(
     if not (report or problem.is_tested or solution.failed is not None):
         return y, None, None
     z = forward.value(y) if at is None else at.value
+    at = at if at is not None and at.depends_on_y else None
     check = _check(problem, forward, y, x, z, at, report or solution.failed is not None)
     if check is None:
         return y, z, None
