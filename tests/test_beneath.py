@@ -61,6 +61,7 @@ by_matrix = inverse(
     event_dim=1,
     param_event_dims=(1,),
 )
+by_constant_matrix = inverse(lambda y: y @ M.T, numpy_solver(lambda x: x @ np.linalg.inv(M.numpy()).T), event_dim=1)
 of_module = inverse(MODULE, lambda x, a: torch.asinh(x / (MODULE.scale * a)))
 
 FUNCTIONS: dict[str, tuple[Function, Function]] = {
@@ -87,6 +88,7 @@ FUNCTIONS: dict[str, tuple[Function, Function]] = {
         asinh,
     ),
     "matrix": (by_matrix, linear),
+    "constant matrix": (lambda x, a: by_constant_matrix(x) * a, lambda x, a: linear(x, torch.ones_like(x)) * a),
     "matrix, closure": (
         lambda x, a: inverse(lambda y: a * (y @ M.T), lambda x: linear(x, a), event_dim=1)(x),
         linear,
@@ -186,6 +188,7 @@ FIRST: dict[str, Callable[[Function, Tensor, Tensor], Any]] = {
 SECOND: dict[str, Callable[[Function, Tensor, Tensor], Any]] = {
     "hessian": lambda h, x, a: hessian(loss(h), (0, 1))(x, a),
     "hessian x": lambda h, x, a: hessian(loss(h))(x, a),
+    "jacfwd(jacrev)": lambda h, x, a: jacfwd(jacrev(h))(x, a),
     "jvp(grad)": lambda h, x, a: jvp(grad(loss(h), (0, 1)), (x, a), (a, x)),
     "jvp(grad), of a": lambda h, x, a: jvp(lambda a: grad(loss(h))(x, a), (a,), (x,)),
     "jvp(grad), x by a": lambda h, x, a: jvp(lambda x: grad(loss(h), 1)(x, a), (x,), (a,)),

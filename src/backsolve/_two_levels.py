@@ -83,8 +83,8 @@ def _plain(tensor: Tensor | None, levels: Sequence[int]) -> Plain | None:
 
 def _push(
     results: Gradients, leaves: Sequence[Tensor], directions: Sequence[Tensor | None], number: int
-) -> Sequence[Tensor]:
-    """The derivatives along the directions, which have some more dimensions, of those results that have any."""
+) -> Sequence[Tensor | None]:
+    """The derivatives along the directions, which have some more dimensions; None for what does not change."""
     live = [r for r in results if r is not None and r.requires_grad]
     edges = tuple(gradient_edge(r) for r in live)
     cotangents = [torch.zeros_like(r, requires_grad=True) for r in live]
@@ -100,7 +100,7 @@ def _push(
 
     with GradMode(False):
         if not pairs:
-            return [torch.zeros_like(c) for c in cotangents]
+            return [None for _ in cotangents]
         return over_first_dims(number, transposed, [d for _, d in pairs])
 
 
