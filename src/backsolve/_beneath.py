@@ -397,8 +397,7 @@ class _Call:
         extra = sorted({n for t in given for n in t.pushed or () if n not in self.mapped})
         if (extra or self.eager) and not self.problem.rule.jacobian.is_formed(y, self.problem.rule.event_dim):
             raise _Elsewhere
-        tangents = [None if t.pushed is None else split(t.tensor, level) for t in given]
-        tangents = [None if parts is None else parts[1] for parts in tangents]
+        tangents = [None if t.pushed is None else split(t.tensor, level)[1] for t in given]
         with Beneath(), GradMode(self.eager), without_autocast(y.device):
             sizes = dict(self.sizes)
             for t in tangents:
@@ -412,7 +411,8 @@ class _Call:
             if self.eager:
                 pushed = [t is not None for t in t_inputs]
                 tensors = requiring_grad(at.forward.arguments.tensors, pushed) + [c.tensor for c in at.captures]
-                t = differentiable_jvp(y, t_x, t_inputs, self.problem.rule, at, tensors, _over(len(extra)))
+                (at_y,) = requiring_grad([y], [True])  # J is a function of it
+                t = differentiable_jvp(at_y, t_x, t_inputs, self.problem.rule, at, tensors, _over(len(extra)))
             else:
                 t = jvp(t_x, t_inputs, self.problem.rule, at, _over(len(extra)))
         primal, tangent = dress(y, outer), dress(t, [*extra, *outer])

@@ -215,10 +215,14 @@ def dress(tensor: Tensor, levels: Sequence[int]) -> Tensor:
 
 @dataclass(slots=True)
 class Plain:
-    """A plain tensor whose leading dimensions belong to levels of vmap."""
+    """A plain tensor whose leading dimensions belong to levels of vmap.
+
+    `wrapped` says whether it came from a level of grad or jvp, beside that which was asked for.
+    """
 
     tensor: Tensor
     levels: Sequence[int]
+    wrapped: bool = False
 
     @property
     def sizes(self) -> dict[int, int]:
@@ -230,18 +234,16 @@ class Plain:
         return spread(self.tensor, self.levels, levels, sizes)
 
 
-def split(tensor: Tensor, level: int) -> tuple[Plain, Plain | None] | None:
-    """The primal and the tangent of a tensor at a level; None if a further level wraps one of them."""
+def split(tensor: Tensor, level: int) -> tuple[Plain, Plain | None]:
+    """The primal and the tangent of a tensor at a level."""
     with Beneath(level):
         at, inner = at_level(tensor, level)
         dual = forward_ad.unpack_dual(at)
     with Beneath():
-        parts: list[Plain | None] = []
-        for part in (dual.primal, dual.tangent):
-            peeled = None if part is None else Peeled(part)
-            if peeled is not None and any(n != level for n, _ in peeled.wrappers):
-                return None
-            parts.append(None if peeled is None else Plain(peeled.stacked, [*peeled.levels, *inner]))
-    primal, tangent = parts
-    assert primal is not None
-    return primal, tangent
+        tangent: Tensor | None = dual.tangent
+        return _plain(dual.primal, level, inner), None if tangent is None else _plain(tangent, level, inner)
+
+
+def _plain(tensor: Tensor, level: int, inner: Sequence[int]) -> Plain:
+    peeled = Peeled(tensor)
+    return Plain(peeled.stacked, [*peeled.levels, *inner], any(n != level for n, _ in peeled.wrappers))

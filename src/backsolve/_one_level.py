@@ -149,7 +149,8 @@ class Attachment:
         at = self.at
         tensors = [self._plain(t, k) for k, t in enumerate(inputs[: len(self.leading)])]
         tensors = [*requiring_grad(tensors, wanted), *(c.tensor for c in at.captures)]
-        return outside_autocast(differentiable_vjp, Peeled(y).stacked, v, self.rule, at, tensors, wanted, by)
+        (y,) = requiring_grad([Peeled(y).stacked], [True])  # J is a function of it
+        return outside_autocast(differentiable_vjp, y, v, self.rule, at, tensors, wanted, by)
 
     def _plain(self, tensor: Tensor, position: int) -> Tensor:
         peeled = Peeled(tensor)

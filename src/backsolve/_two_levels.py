@@ -44,14 +44,14 @@ def pull_along_tangents(
         sizes: those of the levels' dimensions.
 
     Returns:
-        The gradients; None if the mapped dimensions are intertwined in a manner that needs rules that compose.
+        The gradients; None if something else is differentiated, too, or the mapped dimensions are intertwined: these
+        need rules that compose.
     """
-    parts = [split(t, level) for t in (*tensors, v)]
-    *of_leaves, of_v = parts
-    if of_v is None or any(p is None for p in of_leaves):
-        return None
-    tangents = [None if p is None else p[1] for p in of_leaves]
-    v_primal, v_tangent = of_v
+    *of_leaves, (v_primal, v_tangent) = (split(t, level) for t in (*tensors, v))
+    tangents = [tangent for _, tangent in of_leaves]
+    for part in (v_primal, v_tangent, *tangents):
+        if part is not None and (part.wrapped or part.tensor.requires_grad):
+            return None
     along = sorted({n for t in tangents if t is not None for n in t.levels if n not in outer})
     of_both = {*v_primal.levels, *(() if v_tangent is None else v_tangent.levels)}
     extra = sorted(n for n in of_both if n not in outer and n not in along)
