@@ -187,6 +187,40 @@ def vjp(v: Tensor, rule: Rule, at: Linearization, wanted: Sequence[bool]) -> Gra
     return [w, *at.pull_inputs(-w, wanted)] if any(wanted) else [w, *[None] * len(wanted)]
 
 
+def jvp(
+    t_x: Tensor | None,
+    t_inputs: Sequence[Tensor | None],
+    rule: Rule,
+    at: Linearization,
+    over: Callable[..., Tensor],
+) -> Tensor:
+    """Push tangents of x and of the inputs of f forward: `J^-1 (t_x - f_p t)`.
+
+    The tangents may have more dimensions than y, over which `over` maps a function of them; None is passed on.
+    """
+    assembled = rule.assemble(at, differentiated=torch.is_grad_enabled())
+
+    def pushed(t_x: Tensor | None, *t_inputs: Tensor | None) -> Tensor:
+        f_p_t = push_inputs(at, t_inputs)
+        if t_x is None:
+            return assembled.solve(torch.zeros_like(at.y) if f_p_t is None else -f_p_t)
+        return assembled.solve(t_x if f_p_t is None else t_x - f_p_t)
+
+    return rule.spoil_singular(assembled, over(pushed, t_x, *t_inputs), rule.event_dim)
+
+
+def push_inputs(at: Linearization, tangents: Sequence[Tensor | None]) -> Tensor | None:
+    """`f_p t`, as the transpose of the linear map `u -> f_p^T u`."""
+    wanted = [t is not None for t in tangents]
+    if not any(wanted):
+        return None
+    u = torch.zeros_like(at.y, requires_grad=True)
+    with GradMode(True):
+        pulled = at.pull_inputs(u, wanted)
+    live = [(gradient_edge(p), t) for p, t in zip(pulled, tangents, strict=True) if p is not None and t is not None]
+    return gradients(tuple(edge for edge, _ in live), [u], tuple(t for _, t in live))[0]
+
+
 def attach(rule: Rule, at: Linearization, y: Tensor, x: Tensor | None) -> Tensor:
     """Return y as a differentiable function of x, the params and what f closes over.
 
@@ -240,7 +274,7 @@ class _Implicit(torch.autograd.Function):
         y, *tensors = ctx.saved_tensors  # also autograd's test for changes in place
         wanted = wanted_gradients(ctx, ctx.has_x) if tensors else []
         if torch.is_grad_enabled():
-            w, *others = outside_autocast(_differentiable_vjp, y, grads[0], ctx.rule, ctx.at, tensors, wanted)
+            w, *others = outside_autocast(differentiable_vjp, y, grads[0], ctx.rule, ctx.at, tensors, wanted)
         else:
             w, *others = outside_autocast(vjp, grads[0], ctx.rule, ctx.at, wanted)
         if not graph_is_kept():
@@ -248,19 +282,48 @@ class _Implicit(torch.autograd.Function):
         return None, None, None, w if ctx.has_x else None, *others
 
 
-def _differentiable_vjp(
-    y: Tensor, v: Tensor, rule: Rule, at: Linearization, tensors: Sequence[Tensor], wanted: Sequence[bool]
+def differentiable_vjp(
+    y: Tensor,
+    v: Tensor,
+    rule: Rule,
+    at: Linearization,
+    tensors: Sequence[Tensor],
+    wanted: Sequence[bool],
+    by: Callable[[Tensor, Rule, Linearization, Sequence[bool]], Gradients] = vjp,
 ) -> Gradients:
     """`vjp` as a differentiable function of y, v and the inputs of f, all of which are connected."""
 
     def pulled(y: Tensor, v: Tensor, *inputs: Tensor) -> list[Tensor]:
-        results = vjp(v, rule, relinearize(at, y, inputs), wanted)
-        return _filled(results, (y, *inputs))
+        results = by(v, rule, relinearize(at, y, inputs), wanted)
+        return _filled(results, (v, *inputs))
 
     n_params = len(tensors) - len(at.captures)
     in_place = [None] * (2 + n_params) + [c.tensor if c.read is None else None for c in at.captures]
     results = _OnLeaves.apply(pulled, in_place, y, v, *tensors)
     return [r if w else None for r, w in zip(results, (True, *wanted), strict=True)]
+
+
+def differentiable_jvp(
+    y: Tensor,
+    t_x: Tensor | None,
+    t_inputs: Sequence[Tensor | None],
+    rule: Rule,
+    at: Linearization,
+    tensors: Sequence[Tensor],
+    over: Callable[..., Tensor],
+) -> Tensor:
+    """`jvp` as a differentiable function of y, the tangents and the inputs of f, all of which are connected."""
+    tangents = [t for t in (t_x, *t_inputs) if t is not None]
+    n = len(tangents)
+
+    def pushed(y: Tensor, *given: Tensor) -> list[Tensor]:
+        rest = iter(given[:n])
+        t_x_given, *others = (None if t is None else next(rest) for t in (t_x, *t_inputs))
+        return [jvp(t_x_given, others, rule, relinearize(at, y, given[n:]), over)]
+
+    n_params = len(tensors) - len(at.captures)
+    in_place = [None] * (1 + n + n_params) + [c.tensor if c.read is None else None for c in at.captures]
+    return _OnLeaves.apply(pushed, in_place, y, *tangents, *tensors)[0]
 
 
 class _OnLeaves(torch.autograd.Function):

@@ -160,6 +160,22 @@ def _solve_with(rule: Rule, at: Functional, z: Tensor | None, b: Tensor, transpo
     return _spoiled(assembled.solve_transposed(b) if transposed else assembled.solve(b), factor, at.event_dim)
 
 
+def vjp(
+    rule: Rule,
+    forward: Mapped,
+    y: Tensor,
+    z: Tensor | None,
+    inputs: Sequence[Tensor],
+    v: Tensor,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """`w = J^-T v` and `-f_p^T w`, in operations that every transform can differentiate."""
+    with without_autocast(y.device):
+        at = Functional(forward, y, inputs)
+        w = _solve_with(rule, at, z, v, transposed=True)
+        return [w, *at.pull_inputs(-w, wanted)]
+
+
 class _Attached(torch.autograd.Function):
     """The implicit rule as the transforms see it: y out; x and the inputs of f in."""
 
@@ -186,10 +202,8 @@ class _Attached(torch.autograd.Function):
         (v,) = grads
         if v is None:
             return (None,) * (5 + len(inputs))
-        with without_autocast(y.device):
-            at = Functional(ctx.forward, y, inputs)
-            w = _solve_with(ctx.rule, at, z, v, transposed=True)
-            return None, None, None, None, w if ctx.has_x else None, *at.pull_inputs(-w, ctx.needs_input_grad[5:])
+        w, *others = vjp(ctx.rule, ctx.forward, y, z, inputs, v, ctx.needs_input_grad[5:])
+        return None, None, None, None, w if ctx.has_x else None, *others
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
@@ -247,9 +261,20 @@ class Solved:
         return result
 
 
-def solve(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: bool = False) -> Solved:
-    """Solve `f(y, *params) = x` and attach the derivatives to y; the arguments are those of `_solve.solve`."""
-    solution = solve_mapped(problem, x, arguments)
+def solve(
+    problem: Problem,
+    x: Tensor | None,
+    arguments: Arguments,
+    *,
+    report: bool = False,
+    solution: Found | None = None,
+) -> Solved:
+    """Solve `f(y, *params) = x` and attach the derivatives to y; the arguments are those of `_solve.solve`.
+
+    The solution is what g returned, if that is known.
+    """
+    if solution is None:
+        solution = solve_mapped(problem, x, arguments)
     found = solution.y
     if x is not None and x.shape != found.shape:
         x = x.expand(found.shape)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.overrides import has_torch_function, has_torch_function_unary
 
-from backsolve import _compiled, _functional, _sharded, _solve, errors
+from backsolve import _beneath, _compiled, _functional, _sharded, _solve, errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule
 from backsolve._solution import FLOATS, OnFailure, Solution, Tolerance
@@ -382,7 +382,7 @@ def _call(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
     for t in arguments.tensors if x is None else (x, *arguments.tensors):
         if is_distributed(unwrap(t)[0]):
             raise errors.distributed(problem.call, "an eager call, without torch.func", "a DTensor inside a transform")
-    return _functional.solve(problem, x, arguments, report=report)
+    return _beneath.solve(problem, x, arguments, report=report)
 
 
 # What walks autograd graphs must not be traced.

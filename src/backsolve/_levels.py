@@ -12,9 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack, handle_torch_function, has_torch_function_unary
 
-from backsolve._torch import GradMode, add_mapped_dim, outside_of_transforms, unwrap
+from backsolve._torch import (
+    Beneath,
+    GradMode,
+    add_mapped_dim,
+    alive,
+    is_functorch_wrapped,
+    level_of,
+    unwrap,
+    unwrap_once,
+)
 
 Outputs = Sequence[Tensor | None]
 
@@ -76,7 +86,7 @@ def concretely(run: Callable[[Sequence[Tensor], Mapping], Outputs], tensors: Seq
         What `run` returned, as tensors of the levels, without a derivative.
     """
     detached = [t.detach() for t in tensors]
-    with outside_of_transforms(), GradMode(False):
+    with Beneath(), GradMode(False):
         stripped = [_strip(t) for t in detached]
         levels = sorted({level for _, owned in stripped for level in owned})
         sizes = tuple(next(t.shape[owned.index(n)] for t, owned in stripped if n in owned) for n in levels)
@@ -113,3 +123,129 @@ def _dress(tensor: Tensor, levels: Sequence[int]) -> Tensor:
     for level in levels:
         tensor = add_mapped_dim(tensor, level)
     return tensor
+
+
+class Peeled:
+    """What is inside of the wrappers of a tensor.
+
+    Attributes:
+        plain: the innermost tensor, with its graph.
+        wrappers: the levels of grad and jvp that wrap it, and the wrappers; innermost level first.
+        levels: those of vmap that map it, outermost first.
+    """
+
+    __slots__ = ("_dims", "levels", "plain", "wrappers")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.wrappers: list[tuple[int, Tensor]] = []
+        self.levels: list[int] = []
+        self._dims: list[int] = []
+        while is_functorch_wrapped(tensor):
+            level = level_of(tensor)
+            if level < 0:  # it has ended
+                tensor = alive(tensor)
+                continue
+            wrapper = tensor
+            tensor, dim = unwrap_once(tensor)
+            if dim is None:
+                self.wrappers.append((level, wrapper))
+            else:
+                self.levels.insert(0, level)
+                self._dims.insert(0, dim)
+        self.plain = tensor
+
+    @property
+    def stacked(self) -> Tensor:
+        """The plain tensor with its mapped dimensions on the left, outermost level first; to be asked for beneath."""
+        return _to_the_left(self.plain, self._dims)
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """The size of the dimension that each level maps."""
+        return dict(zip(self.levels, self.stacked.shape, strict=False)) if self.levels else {}
+
+
+def _to_the_left(tensor: Tensor, dims: Sequence[int]) -> Tensor:
+    for k, dim in enumerate(dims):
+        if dim:
+            tensor = tensor.movedim(dim + k, k)
+    return tensor
+
+
+def at_level(tensor: Tensor, level: int) -> tuple[Tensor, list[int]]:
+    """A tensor as a level knows it, without the inner ones: these come first, as plain dimensions.
+
+    To be called with no inner levels active.
+
+    Returns:
+        The tensor, and the inner levels, outermost first.
+    """
+    dims: list[int] = []
+    levels: list[int] = []
+    while is_functorch_wrapped(tensor) and not 0 <= level_of(tensor) <= level:
+        if level_of(tensor) < 0:
+            tensor = alive(tensor)
+            continue
+        levels.insert(0, level_of(tensor))
+        tensor, dim = unwrap_once(tensor)
+        if dim is None:
+            del levels[0]
+        else:
+            dims.insert(0, dim)
+    return _to_the_left(tensor, dims), levels
+
+
+def spread(tensor: Tensor, own: Sequence[int], target: Sequence[int], sizes: dict[int, int]) -> Tensor:
+    """Bring the leading dimensions, which belong to the levels `own`, into the order `target`, with those it lacks."""
+    if list(own) == list(target):
+        return tensor
+    order = [own.index(n) for n in target if n in own]
+    if order != sorted(order):
+        tensor = tensor.permute(*order, *range(len(own), tensor.dim()))
+    tensor = tensor[tuple(slice(None) if n in own else None for n in target)]
+    return tensor.expand(*(sizes[n] for n in target), *tensor.shape[len(target) :])
+
+
+def dress(tensor: Tensor, levels: Sequence[int]) -> Tensor:
+    """Let levels of vmap map the leading dimensions of a tensor."""
+    left = list(levels)
+    for level in sorted(levels):
+        tensor = add_mapped_dim(tensor, level, left.index(level))
+        left.remove(level)
+    return tensor
+
+
+@dataclass(slots=True)
+class Plain:
+    """A plain tensor whose leading dimensions belong to levels of vmap.
+
+    `wrapped` says whether it came from a level of grad or jvp, beside that which was asked for.
+    """
+
+    tensor: Tensor
+    levels: Sequence[int]
+    wrapped: bool = False
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """The size of the dimension of each level."""
+        return dict(zip(self.levels, self.tensor.shape, strict=False))
+
+    def spread(self, levels: Sequence[int], sizes: dict[int, int]) -> Tensor:
+        """The tensor with the dimensions of these levels on the left."""
+        return spread(self.tensor, self.levels, levels, sizes)
+
+
+def split(tensor: Tensor, level: int) -> tuple[Plain, Plain | None]:
+    """The primal and the tangent of a tensor at a level."""
+    with Beneath(level):
+        at, inner = at_level(tensor, level)
+        dual = forward_ad.unpack_dual(at)
+    with Beneath():
+        tangent: Tensor | None = dual.tangent
+        return _plain(dual.primal, level, inner), None if tangent is None else _plain(tangent, level, inner)
+
+
+def _plain(tensor: Tensor, level: int, inner: Sequence[int]) -> Plain:
+    peeled = Peeled(tensor)
+    return Plain(peeled.stacked, [*peeled.levels, *inner], any(n != level for n, _ in peeled.wrappers))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from backsolve import errors
@@ -13,18 +12,27 @@ from backsolve._arguments import Arguments
 from backsolve._closure import Capture, replacing
 from backsolve._levels import Mapping
 from backsolve._linearize import Forward
+from backsolve._torch import map_first_dims
 
 
 class Mapped(Forward):
     """f as a function of y and a flat list of tensors, with mapped dimensions on the left of y."""
 
-    __slots__ = ("captures", "inner", "mapping")
+    __slots__ = ("captures", "inner", "mapping", "randomness")
 
-    def __init__(self, inner: Forward, captures: Sequence[Capture], mapping: Mapping, inputs: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        inner: Forward,
+        captures: Sequence[Capture],
+        mapping: Mapping,
+        inputs: Sequence[Tensor],
+        randomness: Sequence[str] = (),
+    ) -> None:
         super().__init__(inner.model, Arguments(tuple(inputs), {}), inner.implicit)
         self.inner = inner
         self.captures = captures
         self.mapping = mapping
+        self.randomness = randomness or ("different",) * len(mapping)  # where it is an error, the level says so
 
     def __call__(self, y: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Evaluate f."""
@@ -53,8 +61,10 @@ class Mapped(Forward):
 
         mapped = of_tensors
         for level in reversed(range(len(self.mapping))):
-            in_dims = (0, *self.mapping.in_dims(level))
-            mapped = torch.vmap(
-                mapped, in_dims, randomness="different"
-            )  # where it is an error, the level itself says so
+            mapped = self._over(mapped, level)
         return mapped
+
+    def _over(self, function: Callable[..., Any], level: int) -> Callable[..., Any]:
+        mapped = (True, *(m[level] for m in self.mapping.mapped))
+        size, randomness = self.mapping.sizes[level], self.randomness[level]
+        return lambda *tensors: map_first_dims(function, tensors, mapped, size, randomness)

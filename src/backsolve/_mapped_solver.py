@@ -17,7 +17,7 @@ from backsolve._torch import is_functorch_wrapped
 from backsolve.solvers.base import Found
 
 
-class _Reads(BaseException):
+class Reads(BaseException):
     """g reads a tensor of a level of torch.func without being given it. No Exception: g must not catch it."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -38,7 +38,7 @@ class _Giving(TorchFunctionMode):
     def _give(self, value: Any) -> Any:
         if isinstance(value, Tensor) and is_functorch_wrapped(value):
             if id(value) not in self.plain:
-                raise _Reads(value)
+                raise Reads(value)
             return self.plain[id(value)]
         if type(value) in (tuple, list):
             return type(value)(self._give(v) for v in value)
@@ -61,7 +61,7 @@ def solve_mapped(problem: Problem, x: Tensor | None, arguments: Arguments, reads
 
     try:
         y, failed, iterations = concretely(run, (*given, *reads))
-    except _Reads as found:
+    except Reads as found:
         if any(found.tensor is r for r in reads):  # this call is made by the g of another Inverse, to which it is new
             raise
         return solve_mapped(problem, x, arguments, (*reads, found.tensor))
@@ -96,6 +96,27 @@ class MappedCall:
 
     def _fold(self, given: Sequence[Tensor], closure: Sequence[Tensor], mapping: Mapping) -> Found | None:
         """One call of g for all samples; None if the event dimensions are unknown, or g does not broadcast."""
+        k = self.problem.rule.event_dim
+        if self.has_x and len(given) == 1 and not closure:  # the common case, without 20 us of looking at params
+            lifted = list(given), given[0].dim() - len(mapping) - k
+        else:
+            lifted = self._lifted(given, mapping)
+        if lifted is None or lifted[1] < 0:
+            return None
+        folded, most = lifted
+        try:
+            found = self._run(folded, closure)
+        except (errors.SolverOutputError, errors.ForwardOutputError):  # one sample at a time has a clearer error
+            return None
+        except errors.BacksolveError:
+            raise
+        except Exception:  # noqa: BLE001 (g may not broadcast; any other reason will show with one sample, too)
+            return None
+        rank = len(mapping) + most + k
+        return found if found.y.dim() == rank and found.y.shape[: len(mapping)] == mapping.sizes else None
+
+    def _lifted(self, given: Sequence[Tensor], mapping: Mapping) -> tuple[list[Tensor], int] | None:
+        """The tensors with all mapped dimensions, and the number of batch dimensions behind them."""
         inside = [t.dim() - sum(m) for t, m in zip(given, mapping.mapped, strict=False)]
         batch_dims = [None if k is None else n - k for n, k in zip(inside, self._event_dims(), strict=True)]
         mapped = [any(m) for m in mapping.mapped]
@@ -109,16 +130,7 @@ class MappedCall:
         ]
         if self.has_x:
             folded[0] = folded[0].expand((*mapping.sizes, *folded[0].shape[len(mapping) :]))
-        try:
-            found = self._run(folded, closure)
-        except (errors.SolverOutputError, errors.ForwardOutputError):  # one sample at a time has a clearer error
-            return None
-        except errors.BacksolveError:
-            raise
-        except Exception:  # noqa: BLE001 (g may not broadcast; any other reason will show with one sample, too)
-            return None
-        rank = len(mapping) + most + self.problem.rule.event_dim
-        return found if found.y.dim() == rank and found.y.shape[: len(mapping)] == mapping.sizes else None
+        return folded, most
 
     def _loop(self, given: Sequence[Tensor], closure: Sequence[Tensor], mapping: Mapping) -> Found:
         """One call of g for each index of the outermost mapped dimension."""

@@ -311,14 +311,20 @@ def judge(
     *,
     report: bool = False,
     refining: bool = True,
+    at: Linearization | None = None,
 ) -> tuple[Tensor, Tensor | None, Check | None]:
-    """y, refined, f(y) and the verdict where one is asked for; raise or warn as the policy says."""
+    """y, refined, f(y) and the verdict where one is asked for; raise or warn as the policy says.
+
+    `at` is f at what g returned, if that is known; perhaps without a graph.
+    """
     found = solution.y
     y = refine(problem, forward, found, x) if problem.refine and refining else found
+    at = at if y is found else None
     if not (report or problem.is_tested or solution.failed is not None):
         return y, None, None
-    z = forward.value(y)
-    check = _check(problem, forward, y, x, z, None, report or solution.failed is not None)
+    z = forward.value(y) if at is None else at.value
+    at = at if at is not None and at.depends_on_y else None
+    check = _check(problem, forward, y, x, z, at, report or solution.failed is not None)
     if check is None:
         return y, z, None
     verdict, value = check

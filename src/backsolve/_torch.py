@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
+from torch._C._functorch import RandomnessType, TransformType
 from torch._compile import _disable_dynamo
 from torch._functorch.autograd_function import custom_function_call
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters, temporarily_clear_interpreter_stack
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.autograd.variable import Variable
@@ -264,22 +264,6 @@ def not_traced(reason: str) -> Callable[[Function], Function]:
     return mark
 
 
-@contextmanager
-def outside_of_transforms() -> Generator[None]:
-    """A context in which no level of torch.func is active, and nothing is compiled.
-
-    After a graph break inside of a transform dynamo compiles the functions that are called: none where a level is
-    active, but here, where it fails over the wrappers.
-    """
-    dynamo: Any = _C._dynamo.eval_frame
-    before = dynamo.set_eval_frame(None)
-    try:
-        with temporarily_clear_interpreter_stack():
-            yield
-    finally:
-        dynamo.set_eval_frame(before)
-
-
 def unwrap(tensor: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
     """The tensor inside all wrappers of torch.func, and (level, dimension) for each that maps, outermost level first.
 
@@ -303,9 +287,163 @@ def alive(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def add_mapped_dim(tensor: Tensor, level: int) -> Tensor:
-    """Let a level of vmap map the first dimension of a tensor."""
-    return _C._functorch._add_batch_dim(tensor, 0, level)
+def add_mapped_dim(tensor: Tensor, level: int, dim: int = 0) -> Tensor:
+    """Let a level of vmap map a dimension of a tensor."""
+    return _C._functorch._add_batch_dim(tensor, dim, level)
+
+
+class Level:
+    """An active level of torch.func; `kind` is "vmap", "grad", "jvp" or "other"."""
+
+    __slots__ = ("_interpreter", "kind", "number")
+
+    def __init__(self, interpreter: Any) -> None:
+        self.number: int = interpreter.level()
+        self.kind = _KINDS.get(interpreter.key().value, "other")
+        self._interpreter = interpreter
+
+    @property
+    def randomness(self) -> str:
+        """What a vmap says about random numbers."""
+        return _RANDOMNESS[_C._functorch.CVmapInterpreterPtr(self._interpreter).randomness().value]
+
+    @property
+    def grad_mode_beneath(self) -> bool:
+        """The grad mode in which a grad was entered: inside of it another one is set."""
+        return _C._functorch.CGradInterpreterPtr(self._interpreter).prevGradMode()
+
+
+_KINDS = {TransformType.Vmap.value: "vmap", TransformType.Grad.value: "grad", TransformType.Jvp.value: "jvp"}
+_RANDOMNESS = {getattr(RandomnessType, r).value: r.lower() for r in ("Error", "Same", "Different")}
+
+
+def active_levels() -> list[Level]:
+    """The active levels of torch.func, outermost first."""
+    return [Level(i) for i in _C._functorch.get_interpreter_stack() or ()]
+
+
+class Beneath:
+    """A context in which only the levels of torch.func up to one are active; 0: none; and in which nothing is compiled.
+
+    `torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack` in a third of the time. After a graph break in
+    a transform dynamo compiles the functions that are called: none where a level is active, but here, where it fails
+    over the wrappers.
+    """
+
+    __slots__ = ("before", "level", "popped")
+
+    def __init__(self, level: int = 0) -> None:
+        self.level = level
+
+    def __enter__(self) -> None:
+        self.before = _C._dynamo.eval_frame.set_eval_frame(None)
+        self.popped: list[Any] = []
+        while (top := _C._functorch.peek_interpreter_stack()) is not None and top.level() > self.level:
+            self.popped.append(_C._functorch.pop_dynamic_layer_stack())
+
+    def __exit__(self, *_: object) -> None:
+        while self.popped:
+            _C._functorch.push_dynamic_layer_stack(self.popped.pop())
+        _C._dynamo.eval_frame.set_eval_frame(self.before)
+
+
+def level_of(tensor: Tensor) -> int:
+    """The level of torch.func whose wrapper a tensor is; -1 if it is none, -2 if that level has ended."""
+    return _C._functorch.maybe_get_level(tensor)
+
+
+def unwrap_once(tensor: Tensor) -> tuple[Tensor, int | None]:
+    """What a wrapper of torch.func holds, and the dimension that it maps, or None."""
+    dim = _C._functorch.maybe_get_bdim(tensor) if _C._functorch.is_batchedtensor(tensor) else None
+    return _C._functorch.get_unwrapped(tensor), dim
+
+
+def wrap_for_grad(tensor: Tensor, level: int) -> Tensor:
+    """A tensor of a level of grad, from one of the levels beneath."""
+    return _C._functorch._wrap_for_grad(tensor, level)
+
+
+def apply_at_one_level(function: Any, *args: Any) -> Any:
+    """`torch.autograd.Function.apply` for tensors of one level of torch.func; its forward wraps what it returns.
+
+    `torch._functorch.autograd_function.custom_function_call` makes a class for each call, and each level beneath.
+    """
+    allowed: Any = _C._functorch
+    before = allowed.get_single_level_autograd_function_allowed()
+    allowed.set_single_level_autograd_function_allowed(True)
+    try:
+        return eager_apply.__get__(None, function)(*args)
+    finally:
+        allowed.set_single_level_autograd_function_allowed(before)
+
+
+def map_first_dims(
+    function: Callable[..., Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+    mapped: Sequence[bool],
+    size: int,
+    randomness: str,
+) -> list[Tensor]:
+    """`torch.vmap` over the first dimension of some tensors, without its 40 us of checks."""
+    level = _C._functorch._vmap_increment_nesting(size, randomness)
+    try:
+        given = [_C._functorch._add_batch_dim(t, 0, level) if m else t for t, m in zip(tensors, mapped, strict=True)]
+        return [_C._functorch._remove_batch_dim(r, level, size, 0) for r in function(*given)]
+    finally:
+        _C._functorch._vmap_decrement_nesting()
+
+
+def over_first_dims(
+    number: int, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """Map a function over the first few dimensions of all tensors; one by one where an operation of f has no vmap."""
+    if not number:
+        return function(*tensors)
+    try:
+        sizes = tensors[0].shape[:number]
+        return _vmapped(sizes, function, tensors)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        each = [over_first_dims(number - 1, function, sample) for sample in zip(*tensors, strict=True)]
+        return [torch.stack(results) for results in zip(*each, strict=True)]
+
+
+def _vmapped(
+    sizes: Sequence[int], function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    if not sizes:
+        return function(*tensors)
+
+    def inner(*given: Tensor) -> Sequence[Tensor]:
+        return _vmapped(sizes[1:], function, given)
+
+    return map_first_dims(inner, tensors, [True] * len(tensors), sizes[0], "same")
+
+
+class Idle:
+    """A context with levels of vmap that map nothing; torch.func numbers further levels from there.
+
+    An operation on a tensor of another level is then an error, instead of one on what it wraps.
+    """
+
+    __slots__ = ("randomness",)
+
+    def __init__(self, randomness: Sequence[str]) -> None:
+        self.randomness = randomness
+
+    def __enter__(self) -> None:
+        for r in self.randomness:
+            _C._functorch._vmap_increment_nesting(1, r)
+
+    def __exit__(self, *_: object) -> None:
+        for _r in self.randomness:
+            _C._functorch._vmap_decrement_nesting()
+
+
+def no_function_modes() -> bool:
+    """Whether no TorchFunctionMode is active."""
+    return _C._len_torch_function_stack() == 0
 
 
 _DISPATCH = (_C._dispatch_tls_local_include_set(), _C._dispatch_tls_local_exclude_set())
@@ -314,17 +452,6 @@ _DISPATCH = (_C._dispatch_tls_local_include_set(), _C._dispatch_tls_local_exclud
 def eagerly() -> AbstractContextManager[Any]:
     """A context in which torch dispatches as in eager code; inside of a custom operation autograd is out of reach."""
     return _C._ForceDispatchKeyGuard(*_DISPATCH)
-
-
-def apply_at_one_level(function: Any, *args: Any) -> Any:
-    """`torch.autograd.Function.apply` for the innermost level of torch.func alone, as a kernel of an operation."""
-    allowed: Any = _C._functorch
-    before = allowed.get_single_level_autograd_function_allowed()
-    allowed.set_single_level_autograd_function_allowed(True)
-    try:
-        return eager_apply.__get__(None, function)(*args)
-    finally:
-        allowed.set_single_level_autograd_function_allowed(before)
 
 
 @contextmanager
