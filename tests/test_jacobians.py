@@ -68,6 +68,18 @@ def test_batched_cotangents(problem: Problem, structure: Jacobian) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@each_claim
+def test_second_derivatives_of_batched_cotangents(problem: Problem, structure: Jacobian) -> None:
+    def second(h: Callable[..., Tensor]) -> list[Tensor]:
+        inputs = problem.inputs()
+        y = h(*inputs)
+        vs = torch.randn(3, *y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        first = torch.autograd.grad(y.cos(), inputs, vs, is_grads_batched=True, create_graph=True)
+        return list(torch.autograd.grad(sum((t**2).sum() for t in first), [*inputs, vs]))
+
+    assert_same(second(problem.explicit(jacobian=structure)), second(problem.exact))
+
+
 TRANSFORMED = [
     pytest.param(problem, structure, transform, id=f"{problem}, {type(structure).__name__}, {name}")
     for problem, structure in CLAIMS

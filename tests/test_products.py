@@ -384,13 +384,16 @@ def test_a_coupled_batch_is_found() -> None:
 
 
 def test_an_f_that_changes_is_found() -> None:
-    """Between the call and the solve: the value at y is compared."""
+    """Between the call and the solve: the value at y is compared where f is evaluated anew."""
     scale = [2.0]
     inv = inverse(lambda y: scale[0] * y, lambda x: x / 2, event_dim=1, jacobian=MatrixFree())
-    _, pull = vjp(inv, random(0, 4))
+    x, v = random(0, 4), random(1, 4)
+    _, pull = vjp(inv, x)
+    _, pull_twice = vjp(grad(lambda x: inv(x).sin().sum()), x)
     scale[0] = 3.0
+    assert_same(pull(v), (v / 2,))  # by the graph of the f that was called
     with pytest.raises(errors.StructureError, match="another value"):
-        pull(random(1, 4))
+        pull_twice(v)
 
 
 # ---- options and dtypes ---------------------------------------------------------------------------------------------

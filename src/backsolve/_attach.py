@@ -27,8 +27,10 @@ from backsolve._torch import (
     GradMode,
     beside_leaf,
     eager_apply,
+    for_each_batched_grad,
     gradient_edge,
     graph_is_kept,
+    is_grads_batched,
     outside_autocast,
     wanted_gradients,
     without_autocast,
@@ -273,10 +275,13 @@ class _Implicit(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         y, *tensors = ctx.saved_tensors  # also autograd's test for changes in place
         wanted = wanted_gradients(ctx, ctx.has_x) if tensors else []
-        if torch.is_grad_enabled():
-            w, *others = outside_autocast(differentiable_vjp, y, grads[0], ctx.rule, ctx.at, tensors, wanted)
+        rule, at, (v,) = ctx.rule, ctx.at, grads
+        if not torch.is_grad_enabled():
+            w, *others = outside_autocast(vjp, v, rule, at, wanted)
+        elif is_grads_batched(v):
+            w, *others = for_each_batched_grad(lambda v: differentiable_vjp(y, v, rule, at, tensors, wanted), v)
         else:
-            w, *others = outside_autocast(vjp, grads[0], ctx.rule, ctx.at, wanted)
+            w, *others = outside_autocast(differentiable_vjp, y, v, rule, at, tensors, wanted)
         if not graph_is_kept():
             ctx.at = None
         return None, None, None, w if ctx.has_x else None, *others

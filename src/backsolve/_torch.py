@@ -487,3 +487,12 @@ def fold_batched_grads(function: Callable[[Tensor], Tensor], tensor: Tensor) -> 
     _C._vmapmode_decrement_nesting()
     plain: Tensor = _TORCH._remove_batch_dim(tensor, level, 0, tensor.dim())
     return _TORCH._add_batch_dim(function(plain), tensor.dim(), level)
+
+
+def for_each_batched_grad(function: Callable[[Tensor], Sequence[Tensor | None]], tensor: Tensor) -> list[Tensor | None]:
+    """Apply a function of plain tensors to each cotangent that such a tensor stands for."""
+    level = _C._vmapmode_increment_nesting() - 1
+    _C._vmapmode_decrement_nesting()
+    plain: Tensor = _TORCH._remove_batch_dim(tensor, level, 0, 0)
+    results = zip(*(function(v) for v in plain.unbind()), strict=True)
+    return [None if r[0] is None else _TORCH._add_batch_dim(torch.stack(r), 0, level) for r in results]
