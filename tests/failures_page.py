@@ -117,10 +117,11 @@ def observe(failure: Failure, policy: str, context: str) -> tuple[str, ...]:
     """What happens in the call, to y, to both derivatives by x and to the gradient of a param that all events share."""
     x, a = failure.x.clone().requires_grad_(), tensor(1.0)[0].requires_grad_()
     torch.compiler.reset()
+    inv = failure.make(policy)  # alive until the backward pass, which a compiled function needs
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            y = CONTEXTS[context](failure.make(policy))(x, a)
+            y = CONTEXTS[context](inv)(x, a)
         except BacksolveError as error:
             return (f"raises {type(error).__name__}", "", "", "", "")
         in_call = "warns" if caught else ""
