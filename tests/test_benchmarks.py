@@ -74,6 +74,7 @@ def test_contestants_are_right(name, problem, task) -> None:
             *(f"backsolve, {structure}" for structure in STRUCTURES),
             *INVERSION,
             *BY_SAMPLES,
+            *(("jaxopt", "optimistix") if task == "inversion" else ()),  # they find y where it is known
         }
         return
     outcome = judge(asked(name, case), run)

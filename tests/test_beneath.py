@@ -7,6 +7,7 @@ the param and the weights that f closes over may all take part.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -395,3 +396,49 @@ def test_f_is_evaluated_once() -> None:
         calls.clear()
         ALL[stack](inv, X, A)
         assert len(calls) == 1, stack
+
+
+class Unseen(torch.autograd.Function):
+    """y + q y, by code that no mode sees where no level is active."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, q: Tensor) -> Tensor:
+        return y + q * y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, Tensor]:
+        y, q = ctx.saved_tensors
+        return v * (1 + q), v * y
+
+
+def test_a_function_that_is_given_what_a_level_made_of_a_weight() -> None:
+    q = torch.tensor([0.5, 0.8], dtype=torch.float64, requires_grad=True)
+
+    def by_inverse(x: Tensor) -> Tensor:
+        p = q * 2  # a tensor of the level
+        return inverse(lambda y: Unseen.apply(y, p), lambda x: x / (1 + p))(x).sum()
+
+    def exact(x: Tensor) -> Tensor:
+        return (x / (1 + q * 2)).sum()
+
+    x = torch.tensor([0.7, 1.3], dtype=torch.float64)
+    found, expected = (torch.autograd.grad((grad(h)(x) ** 2).sum(), q) for h in (by_inverse, exact))
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_another_thread_makes_is_refused() -> None:
+    """It has neither the levels nor the modes of this one."""
+    with ThreadPoolExecutor(1) as executor:
+
+        def by_inverse(q: Tensor) -> Tensor:
+            return inverse(lambda y: executor.submit(lambda: y + q * y).result(), lambda x: x / (1 + q))(x).sum()
+
+        x = torch.tensor([0.7, 1.3], dtype=torch.float64)
+        with pytest.raises(errors.TransformError, match="does not show which tensors"):
+            grad(by_inverse)(torch.tensor([0.5, 0.8], dtype=torch.float64))

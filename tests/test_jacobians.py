@@ -95,6 +95,17 @@ def test_every_transform(problem: Problem, structure: Jacobian, transform: Trans
     assert_same(transform(problem.explicit(jacobian=structure), inputs), transform(problem.exact, inputs))
 
 
+@pytest.mark.parametrize(
+    ("problem", "structure", "transform"), [c for c in TRANSFORMED if len(c.values[0].inputs()) > 1]
+)
+def test_every_transform_where_f_closes_over_params(
+    problem: Problem, structure: Jacobian, transform: Transform
+) -> None:
+    inputs = tuple(t.detach() for t in problem.inputs())
+    closed = lambda *i: problem.closed_over(*i, jacobian=structure)  # noqa: E731
+    assert_same(transform(closed, inputs), transform(problem.exact, inputs))
+
+
 ENTRIES = [
     ("elementwise vector", Diagonal(entries=lambda y, a: a * y.cosh())),
     ("elementwise vector", Triangular(entries=lambda y, a: torch.diag_embed(a * y.cosh()))),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -280,3 +280,29 @@ def test_a_large_solution_is_not_a_turning_point(method: Literal["gmres", "bicgs
     y = inverse(lambda y: slope * y, lambda x: x / slope, event_dim=1, jacobian=MatrixFree(method))(x)
     (gradient,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(gradient, (1 / slope).expand(2, 3), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("method", ["gmres", "bicgstab", "richardson"])
+@pytest.mark.parametrize("scale", [1e-170, 1e-30, 1.0, 1e160])
+def test_the_size_of_a_cotangent_does_not_matter(method: Any, scale: float) -> None:
+    """Its square may overflow or vanish; one event beside it is of another size."""
+    a = torch.eye(3) + torch.tensor([[0.3, -0.2, 0.1], [0.05, 0.2, -0.3], [0.1, 0.15, 0.25]])
+    a, v = a.double(), torch.tensor([[1.0, -2.0, 0.5], [scale, -2 * scale, scale / 2]], dtype=torch.float64)
+    inv = inverse(
+        lambda y: y @ a.T,
+        lambda x: torch.linalg.solve(a, x[..., None])[..., 0],
+        event_dim=1,
+        jacobian=MatrixFree(method),
+    )
+    x = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    inv(x).backward(v)
+    expected = torch.linalg.solve(a.T, v[..., None])[..., 0]
+    size = expected.abs().amax(-1, keepdim=True)
+    torch.testing.assert_close(x.grad / size, expected / size, rtol=0, atol=1e-11)  # of rtol = 3e-13 and |J^-1|
+
+
+def test_an_infinite_cotangent_does_not_converge() -> None:
+    x = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    y = inverse(lambda y: 2 * y, lambda x: x / 2, event_dim=1, jacobian=MatrixFree())(x)
+    with pytest.raises(errors.ConvergenceError):
+        y.backward(torch.tensor([1.0, torch.inf, 1.0], dtype=torch.float64))

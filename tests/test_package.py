@@ -66,6 +66,14 @@ def python(code: str) -> str:
     return done.stdout.strip()
 
 
+def test_the_table_of_rooms_is_that_of_the_documents() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = [n for n in re.findall(r"^\| `(\w+)(?:\.py|/)`", text, re.MULTILINE) if n in ROOMS]
+    assert named == [room for room in ROOMS if room in named]
+    modules = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in MODULES}
+    assert modules <= {*named, "__init__", "__main__"}
+
+
 # ---- importing ------------------------------------------------------------------------------------------------------
 
 

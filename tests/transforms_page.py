@@ -55,8 +55,9 @@ vmap(grad) and `backward`.
   `torch.func.functional_call` inside of it is refused; so is a dual level of forward mode that is entered after
   tracing. `torch.export` and saved graphs do not contain g: they look for the `Inverse` in the process that made them.
 * **Make the `Inverse` outside** of the compiled function: in `__init__` of a module, or at module level.
-  `Inverse.solve` (which returns a verdict), gauges, subspaces, and an `implicit_function` with `event_dim > 0` (whose
-  shape cannot be foreseen) break the graph. With `fullgraph=True` all of these are errors that say so.
+  Keep it until the backward pass has run: the graph knows it by name. `Inverse.solve` (which returns a verdict),
+  gauges, subspaces, and an `implicit_function` with `event_dim > 0` (whose shape cannot be foreseen) break the graph.
+  With `fullgraph=True` all of these are errors that say so.
 * **Closures.** Under torch.func the tensors that f closes over must be read by ordinary torch functions. One that only
   TorchScript code reads is refused, as is code that torch.func refuses: old-style autograd.Functions, `autograd.grad`
   or `torch.utils.checkpoint` inside f. All of these work with `backward`. f may use torch.func itself, as the gradient
@@ -64,11 +65,20 @@ vmap(grad) and `backward`.
 * **The double backward of a compiled function** is refused by torch ("torch.compile with aot_autograd does not
   currently support double backward"): take second derivatives inside of the graph, as `func.hessian` does.
 * **What it costs** is in the tables *Compiled* and *Transforms* of the benchmarks (`make bench`). CPU, one thread,
-  arcsin, medians of interleaved runs, torch 2.13.0; other work on the machine. Compiled, n = 1,000,000, forward and
-  backward: 1.9 times the compiled torch.asin, and 1.2 times without the tests (`residual_tol=math.inf,
-  on_failure="ignore", verify=False`). At n = 1, as multiples of the eager call with its backward pass (97 µs): `grad`
-  10, `jvp` 9, `vmap(grad)` 15; a hand-written autograd.Function that torch.func can transform takes 5, 3 and 6.
-  `hessian` takes 10 times as long as two eager backward passes; that of a hand-written Function 7, of torch.asin 5.
+  arcsin, medians of interleaved runs, torch 2.13.0. Compiled, n = 1,000,000, forward and backward: 2.0 times the
+  compiled torch.asin, and 1.3 times without the tests (`residual_tol=math.inf, on_failure="ignore", verify=False`). At
+  n = 1, as multiples of the eager call with its backward pass (108 µs): `grad` 4.0, `jvp` 3.1, `vmap(grad)` 5.2;
+  a hand-written autograd.Function that torch.func can transform takes 4.5, 3.2 and 6.3, torch.asin itself 1.9,
+  0.9 and 2.6. `hessian` takes 6.9 times as long as two eager backward passes; that of a hand-written Function 6.5,
+  of torch.asin 4.8. Measured by hand, not by a row, of an f of one's own: with a param 3.0, 2.8 and 4.2 times its
+  eager call; with a trainable weight, which an eager graph must reach as well, 4.6, 4.1 and 5.8.
+* **What is fast.** One level of `grad`, `vjp` or `jvp` among any `vmap`s, forward over reverse mode (`hessian`,
+  `jvp(grad)`), and an eager graph around a single level work on plain tensors, with one evaluation of f, and one more
+  for each tensor that f closes over and that a `vmap` maps or that has a tangent; a weight with a history takes more.
+  Other stacks, such as `grad(grad)`, `jvp(jvp)`, a third level, or a Hessian with trainable weights, and forward over
+  reverse mode or more right-hand sides than y for `MatrixFree`, are made of torch.func's own products, in about twice
+  the time or more. A first derivative is that of f as it was at the call: what f reads may be replaced before it is
+  taken, but not changed in place.
 * **Autocast** is off while f runs: J in bfloat16 would be wrong by a percent. In a compiled function torch traces the
   backward pass under the autocast of the call: gradients then have the two digits of bfloat16, as closed forms have.
   Switch it off around the compiled function, not inside.

@@ -11,7 +11,7 @@ from benchmarks.case import Case, Run
 Solve = Callable[..., Any]  # y = solve(y, x, *params), for one event, where the first y is g's answer
 
 
-def jaxopt(case: Case) -> Run:
+def jaxopt(case: Case) -> Run | None:
     """jaxopt's custom_root: with a division where J is diagonal, else LU."""
     import jaxopt
 
@@ -29,7 +29,7 @@ def _divide(matvec: Callable[[Any], Any], b: Any) -> Any:
     return b / matvec(b * 0 + 1)
 
 
-def optimistix(case: Case) -> Run:
+def optimistix(case: Case) -> Run | None:
     """optimistix's root_find, by Newton's method begun at the solution."""
     import optimistix
 
@@ -43,9 +43,11 @@ def optimistix(case: Case) -> Run:
     return _run(case, solve)
 
 
-def _run(case: Case, solve: Solve) -> Run:
+def _run(case: Case, solve: Solve) -> Run | None:
     import jax
 
+    if case.task not in _TASKS:
+        return None
     jax.config.update("jax_enable_x64", True)
     y, v, *inputs = (jax.numpy.asarray(t.detach().numpy()) for t in (case.y, case.v, *case.inputs))
     u = [jax.numpy.asarray(t.numpy()) for t in case.u]

@@ -72,7 +72,7 @@ class Rule:
         return assembled
 
     def examine(self, at: Linearization, assembled: Assembled, *, differentiated: bool) -> None:
-        """Verify what `assemble` does."""
+        """Verify the structure of an assembled J where that is due; and its derivative, if that may be asked for."""
         due = self.verify and self._is_due(at.y, at.forward, differentiated)
         if due or at.y.is_complex():
             self._examine(at, assembled, due, differentiated)

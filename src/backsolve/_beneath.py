@@ -1,9 +1,9 @@
 """One call under torch.func, made beneath its levels.
 
-Where at most one level differentiates, and perhaps an eager graph beneath, nothing has to be made of operations that
-compose: g, f with its graph, the residual test and the products are those of an eager call, on plain tensors with the
-mapped dimensions on the left, and one node (or tangent) at the level hands the derivatives out. All other calls go to
-`_functional`.
+Where one level differentiates, perhaps with an eager graph beneath, or one of grad over one of jvp, nothing has to be
+made of operations that compose: g, f with its graph, the residual test and the products are those of an eager call, on
+plain tensors with the mapped dimensions on the left, and one node (or tangent) at the level hands the derivatives out.
+All other calls go to `_functional`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from backsolve._torch import (
     is_functorch_wrapped,
     no_function_modes,
     over_first_dims,
+    sequence_number,
     without_autocast,
 )
 from backsolve.solvers.base import Found
@@ -225,10 +226,8 @@ class _Call:
             except Unprepared as found:  # noqa: PERF203
                 before, is_found = self.mapped, self.found is not None and y is self.found.y
                 self._add(found.tensor)
-                y = spread(y, before, self.mapped, self.sizes)
-                if is_found:
-                    assert self.found is not None
-                    self.found.y = y
+                assert self.found is not None
+                y = self.found.y if is_found else spread(y, before, self.mapped, self.sizes)
             except Hidden:
                 raise _Elsewhere from None
             except RuntimeError:
@@ -297,13 +296,20 @@ class _Call:
             with idle, foreign:
                 return forward.with_entries(foreign.known[0], leaves)
 
+        since = sequence_number()
         traced = trace(evaluate, foreign.known, self.problem.call)
-        if any(is_functorch_wrapped(v) for v in traced.values):  # by a level that nothing was seen to belong to
+        graph = Graph(traced.values)
+        seen = bool(self.mapped) or all(map(foreign.has_seen, traced.values))  # a vmap makes them anew
+        seen = seen and graph.made_between(since, sequence_number())
+        foreign.forget()
+        if not seen or any(map(is_functorch_wrapped, traced.values)):  # by a level that nothing was seen to belong to
             raise _Elsewhere
         nested = self.grad_level and self.jvp_level
         twice = nested or (self.jvp_level and any(t.pushed is not None for t in self.inputs))
-        if twice and any(isinstance(n, BackwardCFunction) for n in Graph(traced.values).nodes):
-            raise _Elsewhere  # its backward is differentiated here, and need not be differentiable
+        # Its backward is differentiated here, and need not be differentiable; and where f is evaluated once more,
+        # without a level, no mode sees what it is given.
+        if (twice or foreign.found or self.captures) and any(isinstance(n, BackwardCFunction) for n in graph.nodes):
+            raise _Elsewhere
         return traced
 
     def _stand_in(self, tensor: Tensor, peeled: Peeled) -> Tensor | None:

@@ -8,7 +8,7 @@ overlap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode, has_torch_function_unary
 
 from backsolve import errors
+from backsolve._levels import tensors_in
 from backsolve._places import Place, places_of
 from backsolve._torch import LEAF_NODE, current_level, down_to, is_differentiated, is_functorch_wrapped, sequence_number
 
@@ -117,7 +118,7 @@ class Recording(TorchFunctionMode):
         self.seen: dict[int, Tensor] = {}  # alive, so that no id is used twice
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in _tensors((args, kwargs)):
+        for tensor in tensors_in((args, kwargs)):
             self.seen[id(tensor)] = tensor
         return func(*args, **(kwargs or {}))
 
@@ -182,13 +183,13 @@ class Reading(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.paused:
             return func(*args, **(kwargs or {}))
-        for tensor in _tensors((args, kwargs)):
+        for tensor in tensors_in((args, kwargs)):
             *inner, innermost = down_to(tensor, self.level)
             if not any(id(t) in self.own for t in (*inner, innermost)):
                 self.read.setdefault(id(innermost), innermost)
                 self.hidden |= bool(inner) and is_differentiated(innermost)
         result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             self.own.update((id(t), t) for t in down_to(tensor, self.level))
         return result
 
@@ -201,17 +202,6 @@ class Reading(TorchFunctionMode):
         read = [t for t in self.read.values() if is_differentiated(t)]
         places = places_of(read, functions)
         return [Capture(t.view_as(t), t, places[id(t)]) for t in read]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in arbitrarily nested tuples (named ones too), lists and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for v in value:
-            yield from _tensors(v)
-    elif type(value) is dict:
-        yield from _tensors(tuple(value.values()))
 
 
 def trace(evaluate: Callable[[], Sequence[Tensor]], known: Sequence[Tensor], call: str) -> Traced:

@@ -185,9 +185,8 @@ class Call:
         if self.rule.jacobian.fills_when_traced or not self.is_formed(y):
             return self._connected(y, x)
         order = 0
-        while (
-            order <= self.depth
-        ):  # a derivative for each level, and one for the backward pass of the compiled function
+        # a derivative for each level, and one for the backward pass of the compiled function
+        while order <= self.depth:
             assembled = self.assemble(y)
             z = self.forward(y, self.tensors)
             r = self.spoil_singular(assembled, y, -z if x is None else x - z, self.rule.event_dim)

@@ -8,17 +8,16 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from backsolve._levels import Peeled
+from backsolve._levels import Peeled, tensors_in
 from backsolve._torch import alive, current_level, is_functorch_wrapped, level_of, unwrap_once
 
 
 class Unprepared(BaseException):
     """f reads a tensor that it must be given in another manner. No Exception: f must not catch it."""
 
-    def __init__(self, tensor: Tensor, peeled: Peeled) -> None:
+    def __init__(self, tensor: Tensor) -> None:
         super().__init__()
         self.tensor = tensor
-        self.peeled = peeled
 
 
 class Hidden(BaseException):
@@ -46,11 +45,24 @@ class Foreign(TorchFunctionMode):
         self.stand_in = stand_in
         self.found: list[tuple[Tensor, Peeled, Tensor]] = []
         self._leaves: dict[int, Tensor] = {}
+        self._made: dict[int, Tensor] = {}  # alive, so that no id is used twice
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if current_level() < self.depth:  # another Inverse works beneath the levels, with levels of its own
-            return func(*args, **(kwargs or {}))
-        return func(*self._give(args), **(self._give(kwargs) if kwargs else {}))
+            result = func(*args, **(kwargs or {}))
+        else:
+            result = func(*self._give(args), **(self._give(kwargs) if kwargs else {}))
+        for tensor in tensors_in(result):
+            self._made[id(tensor)] = tensor
+        return result
+
+    def has_seen(self, value: Tensor) -> bool:
+        """Whether a torch function made a value here: what another thread or another kind of code made, it may hide."""
+        return id(value) in self._made or any(value is t for t in self.known)
+
+    def forget(self) -> None:
+        """Let go of what was made."""
+        self._made.clear()
 
     def _give(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -76,7 +88,7 @@ class Foreign(TorchFunctionMode):
             peeled = Peeled(tensor)
             leaf = self.stand_in(tensor, peeled)
             if leaf is None:
-                raise Unprepared(tensor, peeled)
+                raise Unprepared(tensor)
             self.found.append((tensor, peeled, leaf))  # which keeps the tensor alive, so that no id is used twice
             self._leaves[id(tensor)] = leaf
             self.known.append(leaf)

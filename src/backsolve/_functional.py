@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from backsolve import errors
@@ -22,10 +21,10 @@ from backsolve._arguments import Arguments
 from backsolve._attach import Rule
 from backsolve._closure import Capture, Reading
 from backsolve._levels import Mapping, Outputs, concretely
-from backsolve._linearize import Forward, check_value, linearize
+from backsolve._linearize import Forward
 from backsolve._mapped import Mapped
 from backsolve._mapped_solver import solve_mapped
-from backsolve._products import solve_by_products
+from backsolve._products import linearize_again, solve_by_products, spoiled
 from backsolve._solution import Check, spoil
 from backsolve._solve import Problem, judge
 from backsolve._torch import (
@@ -37,6 +36,7 @@ from backsolve._torch import (
     without_autocast,
 )
 from backsolve.jacobians import Assembled, MatrixFreeAt
+from backsolve.linalg.factored import primal
 from backsolve.solvers.base import Found
 
 
@@ -129,15 +129,9 @@ def _examine(rule: Rule, forward: Mapped, y: Tensor, z: Tensor | None, inputs: S
     def run(plain: Sequence[Tensor], mapping: Mapping) -> Outputs:
         y, inputs = mapping.fill(plain[0], 0), plain[n:]
         with without_autocast(y.device):
-            at = linearize(forward.within(mapping[n:], inputs), y)
-            if z is not None:
-                before = mapping.fill(plain[1], 1).expand(y.shape)
-                check_value(at, torch.where(y.isnan(), at.value, before))
-            if at.captures:
-                raise errors.untraceable(
-                    rule.call, f"a tensor that only autograd sees, {errors.describe(at.captures[0].tensor)}"
-                )
-            assembled = rule.assemble(at, differentiated=twice).formed("a transform of torch")
+            values = [mapping.fill(t, k) for k, t in enumerate(plain[1:n], 1)]
+            at = linearize_again(rule, forward.within(mapping[n:], inputs), y, values)
+            assembled = rule.assemble(at, differentiated=twice).formed("the test for a singular J")
             failed = None if rule.on_failure == "ignore" else assembled.singular()
             if failed is None:
                 return [None]
@@ -147,17 +141,13 @@ def _examine(rule: Rule, forward: Mapped, y: Tensor, z: Tensor | None, inputs: S
     return concretely(run, (y, *([] if z is None else [z]), *inputs))[0]
 
 
-def _spoiled(result: Tensor, factor: Tensor | None, trailing_dims: int) -> Tensor:
-    return result if factor is None else result * factor.reshape(factor.shape + (1,) * trailing_dims)
-
-
 def _solve_with(rule: Rule, at: Functional, z: Tensor | None, b: Tensor, transposed: bool) -> Tensor:
     """`J^-1 b`, or `J^-T b`, as every level sees it, after a look at J; `z` is that of `_examine`."""
     assembled = rule.jacobian.assemble(at)
     if isinstance(assembled, MatrixFreeAt):
         return solve_by_products(rule, assembled, at.forward, z, b, transposed, _attach)
     factor = _examine(rule, at.forward, at.y, z, at.inputs)
-    return _spoiled(assembled.solve_transposed(b) if transposed else assembled.solve(b), factor, at.event_dim)
+    return spoiled(assembled.solve_transposed(b) if transposed else assembled.solve(b), factor, at.event_dim)
 
 
 def vjp(
@@ -209,9 +199,9 @@ class _Attached(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         # torch switches forward mode off in here, and a nested jvp would silently be 0 (pytorch issue 197867)
         with tangents_of_tangents():
-            y, *inputs = (_primal(t) for t in ctx.saved_tensors)
+            y, *inputs = (primal(t) for t in ctx.saved_tensors)
             z = inputs.pop(0) if ctx.has_value else None
-            t_x, *t_inputs = (None if t is None else _primal(t) for t in tangents[4:])
+            t_x, *t_inputs = (None if t is None else primal(t) for t in tangents[4:])
             with without_autocast(y.device):
                 at = Functional(ctx.forward, y, inputs)
                 pushed = at.push_inputs(t_inputs)
@@ -234,10 +224,6 @@ class _Attached(torch.autograd.Function):
         return apply_under_transforms(_Attached, rule, forward.within(outer, inputs), y, z, x, *inputs), 0
 
 
-def _primal(t: Tensor) -> Tensor:
-    return forward_ad.unpack_dual(t).primal
-
-
 @dataclass(frozen=True)
 class Solved:
     """What one call found."""
@@ -255,7 +241,7 @@ class Solved:
         k = self.rule.event_dim * event_groups
         with without_autocast(self.y.device):
             assembled = self.rule.jacobian.assemble(Functional(self.forward, self.y, inputs))
-            result = _spoiled(make(assembled), _examine(self.rule, self.forward, self.y, self.value, inputs), k)
+            result = spoiled(make(assembled), _examine(self.rule, self.forward, self.y, self.value, inputs), k)
         if self.check is not None and self.rule.on_failure == "nan":
             result = spoil(self.check.failed, k, result)
         return result

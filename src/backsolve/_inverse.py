@@ -17,9 +17,10 @@ from torch.overrides import has_torch_function, has_torch_function_unary
 from backsolve import _beneath, _compiled, _functional, _sharded, _solve, errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule
+from backsolve._levels import Peeled
 from backsolve._solution import FLOATS, OnFailure, Solution, Tolerance
 from backsolve._solve import ParamEventDims, Problem
-from backsolve._torch import PLAIN, active_transform, is_distributed, never_compiled, not_traced, unwrap
+from backsolve._torch import PLAIN, active_transform, is_distributed, never_compiled, not_traced
 from backsolve.jacobians import Default, Diagonal, Jacobian
 from backsolve.solvers.foreign import Solver, as_solver, name_of
 
@@ -380,7 +381,7 @@ def _call(problem: Problem, x: Tensor | None, arguments: Arguments, *, report: b
     if not active_transform():
         return _solve.solve(problem, x, arguments, report=report)
     for t in arguments.tensors if x is None else (x, *arguments.tensors):
-        if is_distributed(unwrap(t)[0]):
+        if is_distributed(Peeled(t).plain):
             raise errors.distributed(problem.call, "an eager call, without torch.func", "a DTensor inside a transform")
     return _beneath.solve(problem, x, arguments, report=report)
 

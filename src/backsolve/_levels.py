@@ -6,7 +6,7 @@ Under `vmap`, `grad` and `jvp` torch hands out wrapped tensors, one wrapper a le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,6 @@ from backsolve._torch import (
     alive,
     is_functorch_wrapped,
     level_of,
-    unwrap,
     unwrap_once,
 )
 
@@ -59,10 +58,6 @@ class Mapping:
         mine = self.mapped if self.sizes else ((),) * len(outer.mapped)
         mapped = tuple(m + inner for m, inner in zip(outer.mapped, mine, strict=True))
         return Mapping(outer.sizes + self.sizes, mapped)
-
-    def in_dims(self, level: int) -> tuple[int | None, ...]:
-        """The `in_dims` of `torch.vmap` for one level, if the outer ones are gone."""
-        return tuple(0 if m[level] else None for m in self.mapped)
 
     def lift(self, tensor: Tensor, position: int, extra: int = 0) -> Tensor:
         """Give a tensor every mapped dimension, of size 1 where it lacks it, and `extra` batch dimensions behind."""
@@ -111,18 +106,14 @@ def _unread() -> Generator[None]:
 
 def _strip(tensor: Tensor) -> tuple[Tensor, list[int]]:
     """The plain tensor with its mapped dimensions on the left, and the levels that they belong to, outermost first."""
-    tensor, wrappers = unwrap(tensor)
-    for k, (_, dim) in enumerate(wrappers):
-        tensor = tensor.movedim(dim + k, k)
-    return tensor.detach(), [level for level, _ in wrappers]
+    peeled = Peeled(tensor)
+    return peeled.stacked.detach(), peeled.levels
 
 
 def _dress(tensor: Tensor, levels: Sequence[int]) -> Tensor:
     if has_torch_function_unary(tensor):  # inside the f of another Inverse, which must know this tensor for its own
         return handle_torch_function(_dress, (tensor,), tensor, levels)
-    for level in levels:
-        tensor = add_mapped_dim(tensor, level)
-    return tensor
+    return dress(tensor, levels)
 
 
 class Peeled:
@@ -249,3 +240,14 @@ def split(tensor: Tensor, level: int) -> tuple[Plain, Plain | None]:
 def _plain(tensor: Tensor, level: int, inner: Sequence[int]) -> Plain:
     peeled = Peeled(tensor)
     return Plain(peeled.stacked, [*peeled.levels, *inner], any(n != level for n, _ in peeled.wrappers))
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in arbitrarily nested tuples (named ones too), lists and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for v in value:
+            yield from tensors_in(v)
+    elif type(value) is dict:
+        yield from tensors_in(tuple(value.values()))

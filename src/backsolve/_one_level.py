@@ -1,4 +1,4 @@
-"""The implicit rule at the only level that differentiates: worked out beneath it, on plain tensors.
+"""The implicit rule at the only level of grad that differentiates, perhaps over one of jvp, on plain tensors.
 
 The first derivative comes from the graph that the call stored, as in an eager backward pass. `torch.func.grad` asks for
 a differentiable one even where nobody differentiates it, so the result goes through a node that evaluates the rule of

@@ -8,7 +8,7 @@ the same y, so that two functions serve all orders.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule
 from backsolve._levels import Mapping, Outputs, concretely
-from backsolve._linearize import Forward, Model, check_value, linearize
+from backsolve._linearize import Forward, Linearization, Model, check_value, linearize
 from backsolve._mapped import Mapped
 from backsolve._torch import depth_of_transforms, fold_batched_grads, is_grads_batched, without_autocast
 from backsolve.jacobians import Assembled, Jacobian, Linearized, MatrixFree, MatrixFreeAt
@@ -57,6 +57,22 @@ class Product(Jacobian):
         return torch.func.vjp(lambda v: transposed(v)[0], torch.zeros_like(u))[1](u)[0]
 
 
+def linearize_again(rule: Rule, forward: Mapped, y: Tensor, values: Iterable[Tensor]) -> Linearization:
+    """f at a plain y; refuse an f whose value is no longer one of the values, or that reads what nobody saw it read."""
+    at = linearize(forward, y)
+    for before in values:
+        check_value(at, torch.where(y.isnan(), at.value, before.expand(y.shape)))
+    if at.captures:
+        what = f"a tensor that only autograd sees, {errors.describe(at.captures[0].tensor)}"
+        raise errors.untraceable(rule.call, what)
+    return at
+
+
+def spoiled(result: Tensor, factor: Tensor | None, trailing_dims: int) -> Tensor:
+    """The result times a factor for each event, which is NaN for those to spoil; None: for none of them."""
+    return result if factor is None else result * factor.reshape(factor.shape + (1,) * trailing_dims)
+
+
 def solve_by_products(
     rule: Rule, assembled: MatrixFreeAt, forward: Mapped, z: Tensor | None, b: Tensor, transposed: bool, attach: Attach
 ) -> Tensor:
@@ -88,7 +104,7 @@ def solve_by_products(
     own_forward = Mapped(Forward(model, Arguments(given, {}), False), (), Mapping(), given)
     own_rule = Rule(product, rule.event_dim, rule.on_failure, False, rule.call)
     u = attach(own_rule, own_forward, u, None, b, *given)
-    return u if factor is None else u * factor.reshape(factor.shape + (1,) * rule.event_dim)
+    return spoiled(u, factor, rule.event_dim)
 
 
 def _solve(
@@ -102,12 +118,7 @@ def _solve(
     def run(plain: Sequence[Tensor], mapping: Mapping) -> Outputs:
         y, b, *values = (mapping.fill(t, k) for k, t in enumerate(plain[:n]))
         with without_autocast(y.device):
-            at = linearize(forward.within(mapping[n:], plain[n:]), y)
-            for before in values:
-                check_value(at, torch.where(y.isnan(), at.value, before.expand(y.shape)))
-            if at.captures:
-                what = f"a tensor that only autograd sees, {errors.describe(at.captures[0].tensor)}"
-                raise errors.untraceable(rule.call, what)
+            at = linearize_again(rule, forward.within(mapping[n:], plain[n:]), y, values)
             here = MatrixFreeAt(assembled.options, at, assembled.gave_up)
             rule.examine(at, here, differentiated=twice)
             u = here.solve_transposed(b) if transposed else here.solve(b)

@@ -166,7 +166,7 @@ def _responds(
     Only then does a small step mean that the root is near. Beside a pole (tan at pi / 2), at a steep end (logit at
     1) and in a tail where f is rounded to a constant (a normal cdf at -40) every step is small. Two scales are
     tried: that of the step itself, which stays inside a narrow domain, and rtol |y|, above the rounding errors of an
-        f that subtracts large numbers.
+    f that subtracts large numbers.
     """
     eps = torch.finfo(y.dtype).eps
     y = y.detach()

@@ -288,8 +288,7 @@ def _check(
         if obviously_solved(x, z, rtol):
             return None
         with GradMode(False), without_autocast(y.device):
-            pull = at.pull if at is not None and at.depends_on_y else None
-            if solved_but_for_rounding(y, x, z, rtol, problem.rule.event_dim, forward.value, pull):
+            if solved_but_for_rounding(y, x, z, rtol, problem.rule.event_dim, forward.value):
                 return None
 
     @functools.cache

@@ -264,19 +264,6 @@ def not_traced(reason: str) -> Callable[[Function], Function]:
     return mark
 
 
-def unwrap(tensor: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
-    """The tensor inside all wrappers of torch.func, and (level, dimension) for each that maps, outermost level first.
-
-    The dimension is counted in a tensor from which the dimensions of outer levels are gone.
-    """
-    mapped: list[tuple[int, int]] = []
-    while is_functorch_wrapped(tensor):
-        if _C._functorch.is_batchedtensor(tensor):
-            mapped.append((_C._functorch.maybe_get_level(tensor), _C._functorch.maybe_get_bdim(tensor)))
-        tensor = _C._functorch.get_unwrapped(tensor)
-    return tensor, mapped[::-1]
-
-
 def alive(tensor: Tensor) -> Tensor:
     """The tensor without the wrappers of levels that have ended; custom Functions do not take them off by themselves.
 
@@ -456,7 +443,7 @@ def eagerly() -> AbstractContextManager[Any]:
 
 @contextmanager
 def at_outer_levels() -> Generator[None]:
-    """Inside of the forward of such a Function: an operation goes on to the other levels, which have derivatives."""
+    """Inside of the forward of a Function that is applied at one level: an operation goes on to the other levels."""
     with torch.enable_grad(), tangents_of_tangents(), _C._AutoDispatchBelowAutograd():
         yield
 

@@ -487,7 +487,13 @@ def krylov(
     )
 
 
-def needs_matrix(purpose: str, n: int, limit: int, structure: str = "MatrixFree()") -> StructureError:
+def needs_matrix(
+    purpose: str,
+    n: int,
+    limit: int,
+    structure: str = "MatrixFree()",
+    remedy: str = "declare a structure that has it (Banded, Triangular, Diagonal), or Dense() if the memory is there",
+) -> StructureError:
     """Something that takes all of J was asked for, and J is too large to be formed."""
     return StructureError(
         document(
@@ -495,7 +501,7 @@ def needs_matrix(purpose: str, n: int, limit: int, structure: str = "MatrixFree(
             f"{purpose} needs all of J.",
             expected=f"events of at most {limit} elements, for which J is formed",
             got=f"events of {n} elements",
-            remedy="declare a structure that has it (Banded, Triangular, Diagonal), or Dense() if the memory is there",
+            remedy=remedy,
         )
     )
 

@@ -27,8 +27,8 @@ class Default(Jacobian):
     There `w += v - J^T w` is tried, then GMRES for events of 256 elements and more, at most 50 products in all. Its
     residual is checked as always, and what it does not solve is solved with the matrix, which also tells if J is
     singular; the next 64 calls for events of this kind then begin with the matrix. If J has more than 2^28 entries
-    there is no matrix, and an error says what to declare. The same holds under torch.func, for each sample of a vmap,
-    and in compiled functions.
+    there is no matrix, and an error says what to declare. The same holds in compiled functions and under torch.func,
+    where the samples of a vmap count together, or each by itself if the levels need rules that compose.
     """
 
     _paused: dict[Any, int] = field(default_factory=dict, repr=False, compare=False)
@@ -39,8 +39,7 @@ class Default(Jacobian):
 
     def is_formed(self, y: Tensor, event_dim: int) -> bool:
         """For few entries, and where products were not measured."""
-        few = y.numel() * math.prod(y.shape[y.dim() - event_dim :]) < _MANY
-        return few or y.device.type != "cpu" or y.dtype not in (torch.float32, torch.float64)
+        return _entries(y, event_dim) < _MANY or y.device.type != "cpu" or y.dtype not in (torch.float32, torch.float64)
 
     def assemble(self, at: Linearized) -> Assembled:
         """Choose by the number of entries, and by what happened before."""
@@ -48,12 +47,11 @@ class Default(Jacobian):
             return _DENSE.assemble(at)
         event = at.y.shape[at.y.dim() - at.event_dim :]
         n = math.prod(event)
-        entries = at.y.numel() * n
         key = event, at.y.dtype
         if self._is_paused(key):
             return _DENSE.assemble(at)
         method = "gmres" if n >= _LONG else "richardson"
-        if entries > _TOO_MANY:
+        if _entries(at.y, at.event_dim) > _TOO_MANY:
             return MatrixFreeAt(MatrixFree(), at)
         options = MatrixFree(method, maxiter=_PRODUCTS, restart=_PRODUCTS, fallback=_DENSE)
         return MatrixFreeAt(options, at, lambda: self._paused.update({key: _PAUSE}))
@@ -63,3 +61,8 @@ class Default(Jacobian):
         if left:
             self._paused[key] = left - 1
         return left > 0
+
+
+def _entries(y: Tensor, event_dim: int) -> int:
+    """How many entries J has in all events."""
+    return y.numel() * math.prod(y.shape[y.dim() - event_dim :])

@@ -17,9 +17,9 @@ from backsolve.linalg import LU, Cholesky
 class Dense(Jacobian):
     """J is a full n x n matrix for each batch element, n being the number of elements of an event.
 
-    n vector-Jacobian products, run as one vectorised backward pass, give J; one factorisation (of J in float32 if y is
-    float16 or bfloat16) solves with J and its transpose and gives the determinant. Time O(n^3), memory O(n^2) a batch
-    element.
+    n vector-Jacobian products, run as one vectorised backward pass, or as several where that keeps them in the cache,
+    give J; one factorisation (of J in float32 if y is float16 or bfloat16) solves with J and its transpose and gives
+    the determinant. Time O(n^3), memory O(n^2) a batch element.
 
     Args:
         entries: J if it is known, called as `entries(y, *params, **kwargs)`, of shape `(*batch, *event, *event)` with

@@ -91,8 +91,8 @@ class MatrixFree(Jacobian):
 
     def assemble(self, at: Linearized) -> Assembled:
         """Keep f at y: the work is in the solves."""
-        if torch.compiler.is_compiling():  # a derivative of a solve cannot be traced (pytorch #193279)
-            return formed(at, "torch.compile")
+        if torch.compiler.is_compiling():  # the log-determinant and the inverse, traced (pytorch #193279)
+            return formed(at, "the log-determinant, or Inverse.jacobian, of a compiled function")
         return MatrixFreeAt(self, at)
 
     @torch.no_grad()
@@ -205,7 +205,11 @@ class MatrixFreeAt(Assembled):
 
         rows = b.detach().reshape(-1, math.prod(split(b, self.at.event_dim)[1]))
         product = apply if rows.shape == b.shape else reshaped  # two views take a tenth of the time of a small product
-        return self._method(product, rows, precondition if own else None)
+        scale = _scale(rows)
+        if scale is None:
+            return self._method(product, rows, precondition if own else None)
+        found = self._method(product, rows / scale, precondition if own else None)
+        return replace(found, solution=found.solution * scale)
 
     def _changes_by_half(self, u: Tensor, b: Tensor, transposed: bool) -> Tensor:
         """Where the rounding of y alone changes `J u = b` by half: at a turning point of f u is large, and noise."""
@@ -248,9 +252,6 @@ class MatrixFreeAt(Assembled):
             return self.unsolved[0] if self.lost is None else self.unsolved[0] | self.lost
         return self.lost if self.direct is None else self.direct.singular()
 
-    def singular_mask(self) -> Tensor:
-        return torch.zeros(split(self.at.y, self.at.event_dim)[0], dtype=torch.bool, device=self.at.y.device)
-
     def transposed_times(self, u: Tensor) -> Tensor:
         return self.at.pull(u)
 
@@ -275,3 +276,13 @@ def formed(at: Linearized, purpose: str) -> FactoredAt:
 @not_traced(errors.NEEDS_MATRIX)
 def _refuse(purpose: str, n: int) -> None:
     raise errors.needs_matrix(purpose, n, _DENSE)
+
+
+def _scale(rows: Tensor) -> Tensor | None:
+    """The size of each row, shape `(events, 1)`, if the square of some would overflow or vanish; else None."""
+    size = rows.abs().amax(-1, keepdim=True)
+    low, high = (v.item() for v in torch.aminmax(size))
+    limits = torch.finfo(size.dtype)
+    if limits.tiny**0.25 < low and high < limits.max**0.25:
+        return None
+    return torch.where((size > 0) & size.isfinite(), size, 1.0)

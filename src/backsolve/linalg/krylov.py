@@ -1,7 +1,7 @@
 """Krylov methods: solve `A u = b` with nothing but products `A v`, for a batch of independent systems at once.
 
-Both stop each system by itself, and both end with the residual that they were asked for, computed from its definition:
-the cheap recurrences for it drift.
+GMRES, BiCGSTAB and CG stop each system by itself; all end with the residual that they were asked for, computed from
+its definition: the cheap recurrences for it drift.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class _System:
         self.apply = apply
         self.precondition = precondition
         self.size = _norm(b)
-        self.goal = rtol * self.size
+        self.goal = torch.where(self.size.isfinite(), rtol * self.size, torch.nan)  # else inf <= inf
         self.eps = torch.finfo(self.size.dtype).eps
         self.stretch = torch.zeros_like(self.size)  # what was seen of |A|, of the unknowns as they are preconditioned
         self.products = 0

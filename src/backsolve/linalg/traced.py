@@ -73,7 +73,8 @@ def _matrix(structure: Matrices, entries: Tensor) -> Tensor:
 
 @not_traced(errors.NEEDS_MATRIX)
 def _refuse(n: int) -> None:
-    raise errors.needs_matrix("torch.func of a log-determinant, compiled,", n, _LARGEST, "Banded")
+    remedy = "call the uncompiled Inverse, or compile it and call backward()"
+    raise errors.needs_matrix("torch.func of a log-determinant, compiled,", n, _LARGEST, "Banded", remedy)
 
 
 class _BandSolve(torch.autograd.Function):
