@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from backsolve._reduce import extremes, greatest_magnitude, least_magnitude
+from backsolve._reduce import extremes, greatest_magnitude, least_magnitude, magnitudes, magnitudes_of_one_sign
 
 
 @pytest.mark.parametrize("n", [1, 1000, 2**17, 2**17 + 1, 300_001])
@@ -25,3 +25,16 @@ def test_magnitudes(values: list[float], factor: complex) -> None:
     t = torch.tensor(values, dtype=torch.float64) * factor
     assert str(least_magnitude(t)) == str(t.abs().amin().item())
     assert str(greatest_magnitude(t)) == str(t.abs().amax().item())
+
+
+@pytest.mark.parametrize("n", [1, 1000, 2**17 + 1, 300_001])
+@pytest.mark.parametrize("signs", [(1, 1), (-1, -1), (1, -1), (-1, 1)])
+@pytest.mark.parametrize("value", [7.0, 0.0, 0.5, math.inf, math.nan])
+def test_magnitudes_are_found_whatever_the_signs(n: int, signs: tuple[int, int], value: float) -> None:
+    x = signs[0] * torch.linspace(1, 2, n, dtype=torch.float64)
+    x[n // 2] = signs[1] * value
+    expected = [t.item() for t in torch.aminmax(x.abs())]
+    for t in (x, torch.stack([x, x], 1)[:, 0]):
+        assert [str(e) for e in magnitudes(torch.neg, t)] == [str(e) for e in expected]
+        one_sign = bool((t > 0).all() or (t < 0).all())
+        assert magnitudes_of_one_sign(t) == (tuple(expected) if one_sign else None)

@@ -73,7 +73,7 @@ class Forward:
         z = outside_autocast(model.f, y, *args, **kwargs)
         if not isinstance(z, Tensor) or z.shape != y.shape or z.dtype is not y.dtype or z.device != y.device:
             raise self._bad_output(y, z)
-        if versions(watched) != before:
+        if watched and versions(watched) != before:
             raise errors.forward_changed_input(model.call)
         return z
 

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 _PIECE = 2**17  # elements: the temporaries of a piece stay in the cache and in the allocator's pool
+_GLANCE = 2**10  # elements: enough to see that a tensor has both signs, if it has them all over
+
+Ends = tuple[float, float]
 
 
-def magnitude(t: Tensor) -> Tensor:
-    """|t|, in the place of a t that nobody else holds; complex numbers need another place."""
-    return t.abs() if t.is_complex() else t.abs_()
-
-
-def extremes(expression: Callable[..., Tensor], *tensors: Tensor) -> tuple[float, float]:
+def extremes(expression: Callable[..., Tensor], *tensors: Tensor) -> Ends:
     """Return the minimum and the maximum of `expression(*tensors)`; NaN twice if any element is NaN.
 
     Fresh memory costs more than arithmetic: for a million elements on a CPU a temporary is several times as dear as the
@@ -26,31 +24,64 @@ def extremes(expression: Callable[..., Tensor], *tensors: Tensor) -> tuple[float
         expression: elementwise, called with the tensors or with equal pieces of them.
         tensors: of one shape, not empty.
     """
+    return _over_pieces(lambda *pieces: _ends(expression(*pieces)), tensors)
+
+
+def magnitudes(expression: Callable[..., Tensor], *tensors: Tensor) -> Ends:
+    """Return the smallest and the largest `|expression(*tensors)|`; as in `extremes`."""
+    return _over_pieces(lambda *pieces: _ends_of_magnitude(expression(*pieces)), tensors)
+
+
+def magnitudes_of_one_sign(t: Tensor) -> Ends | None:
+    """The smallest and the largest |t| in one pass, without a temporary; None if t has both signs, zeros or NaN."""
+    if t.is_complex() or (t.is_contiguous() and not _is_of_one_sign(*_ends(t.view(-1)[:_GLANCE]))):
+        return None
+    low, high = _ends(t)
+    return _of_one_sign(low, high) if _is_of_one_sign(low, high) else None
+
+
+def least_magnitude(t: Tensor) -> float:
+    """The smallest |t|, without a temporary if all elements have one sign; NaN if any element is."""
+    return magnitudes(lambda t: t, t)[0]
+
+
+def greatest_magnitude(t: Tensor) -> float:
+    """The largest |t|; NaN if any element is."""
+    if t.is_complex():
+        return magnitudes(lambda t: t, t)[1]
+    low, high = _ends(t)
+    return max(-low, high)
+
+
+def _over_pieces(ends: Callable[..., Ends], tensors: tuple[Tensor, ...]) -> Ends:
     first = tensors[0]
     if first.numel() <= _PIECE or first.device.type != "cpu" or not all(t.is_contiguous() for t in tensors):
-        low, high = torch.aminmax(expression(*tensors))
-        return low.item(), high.item()
+        return ends(*tensors)
     smallest, largest = math.inf, -math.inf
     for pieces in zip(*(t.view(-1).split(_PIECE) for t in tensors), strict=True):
-        low, high = (t.item() for t in torch.aminmax(expression(*pieces)))
+        low, high = ends(*pieces)
         if math.isnan(high):
             return math.nan, math.nan
         smallest, largest = min(smallest, low), max(largest, high)
     return smallest, largest
 
 
-def least_magnitude(t: Tensor) -> float:
-    """The smallest |t|, without a temporary if all elements have one sign; NaN if any element is."""
+def _ends(t: Tensor) -> Ends:
+    low, high = torch.aminmax(t)
+    return low.item(), high.item()
+
+
+def _ends_of_magnitude(t: Tensor) -> Ends:
     if not t.is_complex():
-        low, high = (v.item() for v in torch.aminmax(t))
-        if low > 0 or high < 0:
-            return min(abs(low), abs(high))
-    return extremes(torch.abs, t)[0]
+        low, high = _ends(t)
+        if not low < 0 < high:  # which NaN is not, either
+            return _of_one_sign(low, high)
+    return _ends(t.abs())
 
 
-def greatest_magnitude(t: Tensor) -> float:
-    """The largest |t|; NaN if any element is."""
-    if t.is_complex():
-        return extremes(torch.abs, t)[1]
-    low, high = (v.item() for v in torch.aminmax(t))
-    return max(-low, high)
+def _is_of_one_sign(low: float, high: float) -> bool:
+    return low > 0 or high < 0
+
+
+def _of_one_sign(low: float, high: float) -> Ends:
+    return min(abs(low), abs(high)), max(abs(low), abs(high))

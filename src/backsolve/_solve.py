@@ -172,18 +172,21 @@ def run_solver(problem: Problem, x: Tensor | None, arguments: Arguments, forward
         if solution.error is not None and problem.rule.on_failure == "raise":
             raise solution.error()
         return solution
-    given = arguments.tensors if x is None else (x, *arguments.tensors)
-    detached = [t.detach() for t in given]
-    args, kwargs = arguments.rebuild(detached if x is None else detached[1:])
-    first = detached[: x is not None]
+    detached = [t.detach() for t in arguments.tensors]
+    args, kwargs = arguments.rebuild(detached)
+    if x is not None:
+        detached.insert(0, x.detach())
+        args = (detached[0], *args)
     watched = () if problem.g_is_pure and not kwargs else detached
     before = versions(watched)
-    result = without_graph(problem.solver, *first, *args, **kwargs)
-    if versions(watched) != before:
-        raise errors.solver_changed_input(problem.call, "x" if versions(first) != before[: len(first)] else "params")
+    result = without_graph(problem.solver, *args, **kwargs)
+    if watched and (after := versions(watched)) != before:
+        changed = "x" if x is not None and after[0] != before[0] else "params"
+        raise errors.solver_changed_input(problem.call, changed)
     fresh = isinstance(problem.solver, NumpySolver) or not isinstance(result, Tensor)
     held = getrefcount(result) > _REFERENCES
-    y = as_solution(problem.rule.call, result, next(filter(has_derivatives, given), None) if x is None else x)
+    like = next(filter(has_derivatives, detached), None) if x is None else x
+    y = as_solution(problem.rule.call, result, like)
     if x is not None and x.shape != y.shape:
         _check_broadcast(problem, forward, y, x)
     del result

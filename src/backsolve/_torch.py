@@ -29,6 +29,7 @@ _VERSION = attrgetter("_version")  # unlike a comprehension, without a frame of 
 _set_grad_mode: Any = _C._set_grad_enabled  # names of their own, as a look into torch._C takes as long as the call
 _tracing_state: Any = _C._get_tracing_state
 _dispatch_mode: Any = _C._get_dispatch_mode
+_is_any_autocast_enabled: Any = _C._is_any_autocast_enabled
 _PROXY: Any = _C._TorchDispatchModeKey.PROXY
 _NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
 _ENGINE: Any = Variable._execution_engine
@@ -126,6 +127,12 @@ def pull_back_many(outputs: tuple[GradientEdge, ...], leaf: Tensor, cotangents: 
         _C._functorch._vmap_decrement_nesting()
 
 
+def solve_and_factor(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`a^-1 b` with the LU factors of a and their pivots: what `torch.linalg.solve` keeps to itself."""
+    u, lu, pivots, _ = _TORCH._linalg_solve_ex(a, b)
+    return u, lu, pivots
+
+
 def is_distributed(value: Any) -> bool:
     """Whether a value is a DTensor; torch does not import them by itself."""
     module: Any = sys.modules.get("torch.distributed.tensor")
@@ -134,12 +141,12 @@ def is_distributed(value: Any) -> bool:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A context in which autocast is off: J in bfloat16 would be off by a percent."""
-    return torch.autocast(device.type, enabled=False) if _C._is_any_autocast_enabled() else _NO_CONTEXT
+    return torch.autocast(device.type, enabled=False) if _is_any_autocast_enabled() else _NO_CONTEXT
 
 
 def outside_autocast(function: Callable[..., Any], y: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Call `function(y, ...)` with autocast off: `with without_autocast(y.device)` costs a microsecond."""
-    if not _C._is_any_autocast_enabled():
+    if not _is_any_autocast_enabled():
         return function(y, *args, **kwargs)
     with torch.autocast(y.device.type, enabled=False):
         return function(y, *args, **kwargs)

@@ -207,9 +207,23 @@ MUTANTS = (
     Mutant(
         name="a matrix is regular until its pivots vanish beside a norm",
         file="backsolve/linalg/dense.py",
-        old="amin().item() > 1e-3 * lu.shape[-1] ** 0.5:",
-        new="amin().item() > 0:",
+        old="dim=-1), 1e-3 * lu.shape[-1] ** 0.5):",
+        new="dim=-1), 0.0):",
         tests=("tests/test_singular.py::test_rounded_singular_matrices_are_found_and_scaled_good_ones_are_not",),
+    ),
+    Mutant(
+        name="of many elements, the smallest slope is not asked for",
+        file="backsolve/jacobians/diagonal.py",
+        old="least_d * least_y > 4 * eps * most_z",
+        new="most_d * least_y > 4 * eps * most_z",
+        tests=("tests/test_singular.py::test_a_turning_point_among_many_elements_of_one_sign",),
+    ),
+    Mutant(
+        name="the smallest magnitude is the smallest number, whatever its sign",
+        file="backsolve/_reduce.py",
+        old="        if not low < 0 < high:  # which NaN is not, either",
+        new="        if True:",
+        tests=("tests/test_reduce.py",),
     ),
     Mutant(
         name="J by pieces: the last piece is forgotten",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backsolve import errors
-from backsolve._reduce import extremes, greatest_magnitude, least_magnitude, magnitude
+from backsolve._reduce import greatest_magnitude, least_magnitude, magnitudes
 from backsolve.jacobians.base import Assembled, Linearized, evaluate_near
 from backsolve.linalg import Factored, Structure
 
@@ -88,7 +88,7 @@ class FactoredAt(Assembled):
             limit = 4 * self._eps * sum(map(abs, z.flatten().tolist()))
             plain = all(abs(change) > limit for change in (diagonal * y).flatten().tolist())
         else:
-            smallest, _ = extremes(lambda d, y: magnitude(d * y), diagonal, y)
+            smallest, _ = magnitudes(torch.mul, diagonal, y)
             plain = smallest > 4 * self._eps * greatest_magnitude(z)
         if plain:  # no row and no column is smaller; NaN compares false
             return False
@@ -151,7 +151,7 @@ def dense_matrix(at: Linearized) -> Tensor:
     n = math.prod(event)
     if at.known is not None:
         return at.known.reshape(*batch, n, n)
-    cotangents = torch.eye(n, dtype=at.y.dtype, device=at.y.device).reshape(n, *(1,) * len(batch), *event)
+    cotangents = torch.eye(n, dtype=at.y.dtype, device=at.y.device).view(n, *(1,) * len(batch), *event)
     cotangents = cotangents.expand(n, *batch, *event)
     elements = at.y.numel()
     if elements * n <= _AT_ONCE or at.transformed or torch.is_grad_enabled() or at.y.device.type != "cpu":

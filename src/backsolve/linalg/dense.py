@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from backsolve import errors
+from backsolve._torch import solve_and_factor
 from backsolve.linalg.factored import Factored, Factors, Structure
 
 _SMALL = 16  # up to this size the views cost more than they save
+_FEW = 64  # elements: up to here Python is faster than kernels
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,12 @@ class LU(Structure):
     def solve(self, factors: Factors, b: Tensor, adjoint: bool) -> Tensor:
         lu, pivots = factors
         return torch.linalg.lu_solve(lu, pivots, b, adjoint=not adjoint)
+
+    def factor_and_solve(self, entries: Tensor, b: Tensor, adjoint: bool) -> tuple[Factors, Tensor]:
+        if not adjoint:
+            return super().factor_and_solve(entries, b, adjoint)
+        u, *factors = solve_and_factor(entries.mH, b)
+        return tuple(factors), u
 
     def log_abs_det(self, factors: Factors) -> Tensor:
         return factors[0].diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
@@ -156,11 +164,11 @@ def _singular(structure: Structure, entries: Tensor, factors: Factors, lu: Tenso
     """
     if not lu.numel():
         return None
-    diagonal = lu.diagonal(dim1=-2, dim2=-1).abs()
+    diagonal = lu.diagonal(dim1=-2, dim2=-1)
     # The sum is at most sqrt(n) times the Euclidean norm, which takes a third of the time, and no memory.
-    if (diagonal / torch.linalg.vector_norm(lu.mT, dim=-1)).amin().item() > 1e-3 * lu.shape[-1] ** 0.5:
+    if _exceeds(diagonal, torch.linalg.vector_norm(lu.mT, dim=-1), 1e-3 * lu.shape[-1] ** 0.5):
         return None
-    pivots = diagonal / lu.abs().sum(-2)
+    pivots = diagonal.abs() / lu.abs().sum(-2)
     if pivots.amin().item() > 1e-3:
         return None
     suspects = ~(pivots > 1e-3).all(-1)  # NaN compares false
@@ -169,6 +177,13 @@ def _singular(structure: Structure, entries: Tensor, factors: Factors, lu: Tenso
     radius = spectral_radius(structure.solve(tuple(chosen), identity, False).abs() @ a.abs())
     suspects[suspects.clone()] = radius * torch.finfo(a.dtype).eps >= 0.1
     return suspects
+
+
+def _exceeds(a: Tensor, b: Tensor, limit: float) -> bool:
+    """Whether `|a| > limit b` in all elements; b is of the same shape, and not negative. NaN compares false."""
+    if a.numel() > _FEW:
+        return (a.abs() / b).amin().item() > limit
+    return all(abs(p) > limit * q for p, q in zip(a.flatten().tolist(), b.flatten().tolist(), strict=True))
 
 
 def spectral_radius(matrix: Tensor) -> Tensor:

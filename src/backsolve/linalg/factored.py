@@ -82,6 +82,11 @@ class Structure(ABC):
         """`A^-1 b` where one call does that faster than `factor` and `solve`, and A is far from singular; else None."""
         return None
 
+    def factor_and_solve(self, entries: Tensor, b: Tensor, adjoint: bool) -> tuple[Factors, Tensor]:
+        """Both at once, for structures that have one call for it."""
+        factors = self.factor(entries)
+        return factors, self.solve(factors, b, adjoint)
+
     def log_det_gradient(self, a: Factored) -> Tensor:
         """The gradient of `log|det A|` with respect to the entries: those of `A^-H` that A has."""
         n = a.entries.shape[-1]
@@ -131,10 +136,13 @@ class Factored:
             return _Solve.apply(self.structure, adjoint, self.entries, b, *self.factors)
         if torch.is_grad_enabled() and (self.entries.requires_grad or b.requires_grad):
             return _EagerSolve.apply(self, adjoint, self.entries, b)
-        if self._factors is None and (u := self.structure.solve_once(self.entries, b, adjoint)) is not None:
+        if self._factors is not None:
+            return self.structure.solve(self._factors, b, adjoint)
+        if (u := self.structure.solve_once(self.entries, b, adjoint)) is not None:
             self._plainly_regular = True
             return u
-        return self.structure.solve(self.factors, b, adjoint)
+        self._factors, u = self.structure.factor_and_solve(self.entries, b, adjoint)
+        return u
 
     def _solve_columns(self, columns: Tensor, adjoint: bool) -> Tensor:
         """Solve for right-hand sides of shape `(*batch, n, k, l)`."""
