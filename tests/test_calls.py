@@ -590,7 +590,7 @@ def test_second_backward_needs_retain_graph_as_in_torch() -> None:
 
 
 def test_private_names_of_torch_are_where_they_were() -> None:
-    from backsolve import _torch
+    from backsolve import _functorch, _torch
 
     x = double(0.5).requires_grad_()
     assert isinstance(_torch.sequence_number(), int)
@@ -603,7 +603,7 @@ def test_private_names_of_torch_are_where_they_were() -> None:
     with torch.nn.utils.parametrize.cached():
         assert _torch.without_graph(torch.is_grad_enabled)
     assert not _torch.without_graph(torch.is_grad_enabled)
-    assert not _torch.is_functorch_wrapped(x)
+    assert not _functorch.is_functorch_wrapped(x)
 
     class Doubled(torch.autograd.Function):
         apply_eagerly = _torch.eager_apply

@@ -807,7 +807,7 @@ MUTANTS = (
     ),
     Mutant(
         name="compiled: an operation has a derivative at its innermost level only",
-        file="backsolve/_torch.py",
+        file="backsolve/_functorch.py",
         old="with torch.enable_grad(), tangents_of_tangents(), _C._AutoDispatchBelowAutograd():",
         new="with _C._AutoDispatchBelowAutograd():",
         tests=("tests/test_compiled_large.py::test_torch_func_inside[by_products-jvp(grad)]",),
@@ -835,7 +835,7 @@ MUTANTS = (
     ),
     Mutant(
         name="closures: the wrapper of a level that f opened passes for a tensor that it closes over",
-        file="backsolve/_torch.py",
+        file="backsolve/_functorch.py",
         old="while is_functorch_wrapped(tensor) and level < _C",
         new="while False and level < _C",
         tests=("tests/test_transforms_edges.py::test_a_transform_inside_f",),
