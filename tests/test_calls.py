@@ -405,6 +405,12 @@ def test_every_error_is_a_backsolve_error() -> None:
     assert all(issubclass(c, errors.BacksolveError | Warning) for c in classes)
 
 
+def test_errors_are_found_where_they_are_public() -> None:
+    for kind in (errors.BacksolveError, errors.SampleError, errors.BacksolveWarning):
+        assert kind.__module__ == "backsolve.errors"
+        assert type(pickle.loads(pickle.dumps(kind("words")))) is kind
+
+
 def test_repr() -> None:
     assert repr(arcsin) == "inverse(sin, arcsin)"
     assert repr(inverse(torch.sin, torch.asin, refine=2)) == "inverse(sin, asin, refine=2)"
