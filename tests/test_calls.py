@@ -405,6 +405,12 @@ def test_every_error_is_a_backsolve_error() -> None:
     assert all(issubclass(c, errors.BacksolveError | Warning) for c in classes)
 
 
+def test_errors_are_found_where_they_are_public() -> None:
+    for kind in (errors.BacksolveError, errors.SampleError, errors.BacksolveWarning):
+        assert kind.__module__ == "backsolve.errors"
+        assert type(pickle.loads(pickle.dumps(kind("words")))) is kind
+
+
 def test_repr() -> None:
     assert repr(arcsin) == "inverse(sin, arcsin)"
     assert repr(inverse(torch.sin, torch.asin, refine=2)) == "inverse(sin, asin, refine=2)"
@@ -590,7 +596,7 @@ def test_second_backward_needs_retain_graph_as_in_torch() -> None:
 
 
 def test_private_names_of_torch_are_where_they_were() -> None:
-    from backsolve import _torch
+    from backsolve import _functorch, _torch
 
     x = double(0.5).requires_grad_()
     assert isinstance(_torch.sequence_number(), int)
@@ -603,7 +609,7 @@ def test_private_names_of_torch_are_where_they_were() -> None:
     with torch.nn.utils.parametrize.cached():
         assert _torch.without_graph(torch.is_grad_enabled)
     assert not _torch.without_graph(torch.is_grad_enabled)
-    assert not _torch.is_functorch_wrapped(x)
+    assert not _functorch.is_functorch_wrapped(x)
 
     class Doubled(torch.autograd.Function):
         apply_eagerly = _torch.eager_apply

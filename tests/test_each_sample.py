@@ -192,7 +192,7 @@ def test_settings(arguments: dict[str, Any], name: str) -> None:
 
 
 def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("tqdm")
+    pytest.importorskip("tqdm", reason="tqdm is an extra")
     inverse(forward, each_sample(omega, progress=True))(double(1.0, 2.0, 3.0))
     assert "3/3" in capsys.readouterr().err
 
@@ -205,7 +205,7 @@ def test_progress_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # of dask's own
 def test_dask() -> None:
-    distributed = pytest.importorskip("distributed")
+    distributed = pytest.importorskip("distributed", reason="dask is part of the test requirements")
     x = torch.linspace(0.1, 9, 20, dtype=torch.float64)
     x[3] = -1.0
     with (

@@ -303,7 +303,8 @@ def test_impossible_bands(options: dict[str, object]) -> None:
         Banded(**options)
 
 
-def test_bands_take_as_many_cotangents_as_there_are_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+def cotangents_asked_for(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many cotangents each pass from here on takes at once."""
     asked: list[int] = []
     pull_many = Linearization.pull_many
 
@@ -312,6 +313,11 @@ def test_bands_take_as_many_cotangents_as_there_are_bands(monkeypatch: pytest.Mo
         return pull_many(self, vs)
 
     monkeypatch.setattr(Linearization, "pull_many", counted)
+    return asked
+
+
+def test_bands_take_as_many_cotangents_as_there_are_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = cotangents_asked_for(monkeypatch)
     x = torch.ones(1000, requires_grad=True)
     structure = Banded(1, 1)
     inverse(lambda y: 2 * y, lambda x: x / 2, event_dim=1, jacobian=structure, verify=False)(x).sum().backward()
@@ -333,14 +339,7 @@ def test_a_matrix_by_pieces_is_the_matrix(
     y = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
     x, v = f(y).requires_grad_(), torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
     whole = torch.autograd.grad(inverse(f, lambda _: y.clone(), event_dim=event_dim)(x), x, v)[0]
-    asked: list[int] = []
-    pull_many = Linearization.pull_many
-
-    def counted(self: Linearization, vs: Tensor) -> Tensor:
-        asked.append(len(vs))
-        return pull_many(self, vs)
-
-    monkeypatch.setattr(Linearization, "pull_many", counted)
+    asked = cotangents_asked_for(monkeypatch)
     monkeypatch.setattr(factored, "_AT_ONCE", 3 * y.numel())
     monkeypatch.setattr(factored, "_FEWEST", 1)
     inv = inverse(f, lambda _: y.clone(), event_dim=event_dim, verify=False)

@@ -23,6 +23,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "errors",
     "_torch",
+    "_functorch",
     "_library",
     "_levels",
     "_foreign",

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from backsolve import errors
 from backsolve._arguments import Arguments
+from backsolve._functorch import for_each_batched_grad, is_grads_batched
 from backsolve._linearize import Forward, Linearization, Model, gradients, linearize, relinearize
 from backsolve._random import gaussian_like
 from backsolve._solution import OnFailure, event_norm, first_index, handle_failure
@@ -27,10 +28,8 @@ from backsolve._torch import (
     GradMode,
     beside_leaf,
     eager_apply,
-    for_each_batched_grad,
     gradient_edge,
     graph_is_kept,
-    is_grads_batched,
     outside_autocast,
     wanted_gradients,
     without_autocast,

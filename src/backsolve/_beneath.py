@@ -21,6 +21,7 @@ from backsolve._attach import attach, differentiable_jvp, jvp
 from backsolve._closure import Capture, Graph, Traced, trace
 from backsolve._foreign import Foreign, Hidden, Unprepared
 from backsolve._functional import Solved
+from backsolve._functorch import Beneath, Idle, Level, active_levels, is_functorch_wrapped, over_first_dims
 from backsolve._levels import Mapping, Peeled, at_level, dress, split, spread
 from backsolve._linearize import Forward, Linearization
 from backsolve._mapped import Mapped
@@ -29,19 +30,7 @@ from backsolve._one_level import Attachment, attach_for_grad, grad_mode_beneath,
 from backsolve._places import places_of
 from backsolve._solution import Check, spoil
 from backsolve._solve import Problem, judge
-from backsolve._torch import (
-    Beneath,
-    GradMode,
-    Idle,
-    Level,
-    active_levels,
-    in_forward_mode,
-    is_functorch_wrapped,
-    no_function_modes,
-    over_first_dims,
-    sequence_number,
-    without_autocast,
-)
+from backsolve._torch import GradMode, in_forward_mode, no_function_modes, sequence_number, without_autocast
 from backsolve.solvers.base import Found
 
 _MOST = 32  # tensors that f reads and that a vmap maps

@@ -18,9 +18,10 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode, has_torch_function_unary
 
 from backsolve import errors
+from backsolve._functorch import current_level, down_to, is_differentiated, is_functorch_wrapped
 from backsolve._levels import tensors_in
 from backsolve._places import Place, places_of
-from backsolve._torch import LEAF_NODE, current_level, down_to, is_differentiated, is_functorch_wrapped, sequence_number
+from backsolve._torch import LEAF_NODE, sequence_number
 
 Edge = tuple[Node, int]
 

@@ -23,20 +23,13 @@ from torch import Tensor
 
 from backsolve._arguments import Arguments
 from backsolve._functional import Functional
+from backsolve._functorch import apply_at_one_level, at_outer_levels, depth_of_transforms
 from backsolve._levels import Mapping
 from backsolve._library import library
 from backsolve._mapped import Mapped
 from backsolve._operations import CONNECT, SOLVE_J, SOLVE_TRANSPOSED, excess_of, layout_of
 from backsolve._solve import Problem
-from backsolve._torch import (
-    active_transform,
-    apply_at_one_level,
-    at_outer_levels,
-    depth_of_transforms,
-    stored,
-    tangents_of_tangents,
-    without_autocast,
-)
+from backsolve._torch import active_transform, stored, tangents_of_tangents, without_autocast
 from backsolve.jacobians import Assembled
 from backsolve.linalg.factored import primal
 

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from backsolve._functorch import alive, current_level, is_functorch_wrapped, level_of, unwrap_once
 from backsolve._levels import Peeled, tensors_in
-from backsolve._torch import alive, current_level, is_functorch_wrapped, level_of, unwrap_once
 
 
 class Unprepared(BaseException):

@@ -20,6 +20,7 @@ from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule
 from backsolve._closure import Capture, Reading
+from backsolve._functorch import alive, apply_under_transforms, depth_of_transforms
 from backsolve._levels import Mapping, Outputs, concretely
 from backsolve._linearize import Forward
 from backsolve._mapped import Mapped
@@ -27,14 +28,7 @@ from backsolve._mapped_solver import solve_mapped
 from backsolve._products import linearize_again, solve_by_products, spoiled
 from backsolve._solution import Check, spoil
 from backsolve._solve import Problem, judge
-from backsolve._torch import (
-    GradMode,
-    alive,
-    apply_under_transforms,
-    depth_of_transforms,
-    tangents_of_tangents,
-    without_autocast,
-)
+from backsolve._torch import GradMode, tangents_of_tangents, without_autocast
 from backsolve.jacobians import Assembled, MatrixFreeAt
 from backsolve.linalg.factored import primal
 from backsolve.solvers.base import Found

@@ -15,15 +15,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack, handle_torch_function, has_torch_function_unary
 
-from backsolve._torch import (
-    Beneath,
-    GradMode,
-    add_mapped_dim,
-    alive,
-    is_functorch_wrapped,
-    level_of,
-    unwrap_once,
-)
+from backsolve._functorch import Beneath, add_mapped_dim, alive, is_functorch_wrapped, level_of, unwrap_once
+from backsolve._torch import GradMode
 
 Outputs = Sequence[Tensor | None]
 

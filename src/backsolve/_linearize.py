@@ -14,16 +14,9 @@ from torch.autograd.graph import GradientEdge
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._closure import Capture, Graph, replacing, trace
+from backsolve._functorch import pull_back_many
 from backsolve._random import gaussian_like
-from backsolve._torch import (
-    GradMode,
-    gradient_edge,
-    is_torch_function,
-    outside_autocast,
-    pull_back,
-    pull_back_many,
-    versions,
-)
+from backsolve._torch import GradMode, gradient_edge, is_torch_function, outside_autocast, pull_back, versions
 from backsolve.jacobians import Jacobian
 
 

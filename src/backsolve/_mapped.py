@@ -10,9 +10,9 @@ from torch import Tensor
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._closure import Capture, replacing
+from backsolve._functorch import map_first_dims
 from backsolve._levels import Mapping
 from backsolve._linearize import Forward
-from backsolve._torch import map_first_dims
 
 
 class Mapped(Forward):

@@ -11,9 +11,9 @@ from torch.overrides import TorchFunctionMode
 
 from backsolve import errors
 from backsolve._arguments import Arguments
+from backsolve._functorch import is_functorch_wrapped
 from backsolve._levels import Mapping, Outputs, concretely
 from backsolve._solve import Problem, run_solver
-from backsolve._torch import is_functorch_wrapped
 from backsolve.solvers.base import Found
 
 

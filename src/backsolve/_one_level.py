@@ -17,23 +17,22 @@ from torch import Tensor
 from backsolve import _functional
 from backsolve._attach import Rule, differentiable_vjp, vjp
 from backsolve._closure import Capture
-from backsolve._levels import Mapping, Peeled, dress, spread
-from backsolve._linearize import Forward, Linearization
-from backsolve._mapped import Mapped
-from backsolve._solve import has_derivatives
-from backsolve._torch import (
+from backsolve._functorch import (
     Beneath,
-    GradMode,
     Level,
     active_levels,
     alive,
     apply_at_one_level,
     is_grads_batched,
     level_of,
-    outside_autocast,
     over_first_dims,
     wrap_for_grad,
 )
+from backsolve._levels import Mapping, Peeled, dress, spread
+from backsolve._linearize import Forward, Linearization
+from backsolve._mapped import Mapped
+from backsolve._solve import has_derivatives
+from backsolve._torch import GradMode, outside_autocast
 from backsolve._two_levels import pull_along_tangents
 
 Gradients = list[Tensor | None]

@@ -17,10 +17,11 @@ from torch import Tensor
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule
+from backsolve._functorch import depth_of_transforms, fold_batched_grads, is_grads_batched
 from backsolve._levels import Mapping, Outputs, concretely
 from backsolve._linearize import Forward, Linearization, Model, check_value, linearize
 from backsolve._mapped import Mapped
-from backsolve._torch import depth_of_transforms, fold_batched_grads, is_grads_batched, without_autocast
+from backsolve._torch import without_autocast
 from backsolve.jacobians import Assembled, Jacobian, Linearized, MatrixFree, MatrixFreeAt
 
 Attach = Callable[..., Tensor]  # attach(rule, forward, y, None, x, *inputs): y with the derivatives of the rule

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from backsolve._functorch import Beneath, over_first_dims
 from backsolve._levels import Plain, dress, split
 from backsolve._linearize import gradients
-from backsolve._torch import Beneath, GradMode, gradient_edge, over_first_dims
+from backsolve._torch import GradMode, gradient_edge
 
 Gradients = Sequence[Tensor | None]
 

@@ -305,7 +305,7 @@ MUTANTS = (
     Mutant(
         name="J may be computed under autocast",
         file="backsolve/_torch.py",
-        old="return torch.autocast(device.type, enabled=False) if _C._is_any_autocast_enabled() else _NO_CONTEXT",
+        old="return torch.autocast(device.type, enabled=False) if _is_any_autocast_enabled() else _NO_CONTEXT",
         new="return _NO_CONTEXT",
         tests=("tests/test_calls.py::test_nothing_of_ours_runs_under_autocast",),
     ),
@@ -821,7 +821,7 @@ MUTANTS = (
     ),
     Mutant(
         name="compiled: an operation has a derivative at its innermost level only",
-        file="backsolve/_torch.py",
+        file="backsolve/_functorch.py",
         old="with torch.enable_grad(), tangents_of_tangents(), _C._AutoDispatchBelowAutograd():",
         new="with _C._AutoDispatchBelowAutograd():",
         tests=("tests/test_compiled_large.py::test_torch_func_inside[by_products-jvp(grad)]",),
@@ -849,7 +849,7 @@ MUTANTS = (
     ),
     Mutant(
         name="closures: the wrapper of a level that f opened passes for a tensor that it closes over",
-        file="backsolve/_torch.py",
+        file="backsolve/_functorch.py",
         old="while is_functorch_wrapped(tensor) and level < _C",
         new="while False and level < _C",
         tests=("tests/test_transforms_edges.py::test_a_transform_inside_f",),

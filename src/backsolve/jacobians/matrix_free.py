@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from backsolve import errors
+from backsolve._functorch import fold_batched_grads, is_grads_batched
 from backsolve._random import gaussian_like
 from backsolve._solution import event_norm
-from backsolve._torch import GradMode, fold_batched_grads, is_grads_batched, not_traced
+from backsolve._torch import GradMode, not_traced
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.dense import Dense
 from backsolve.jacobians.factored import FactoredAt, dense_matrix, split

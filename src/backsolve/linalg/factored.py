@@ -21,13 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from backsolve._torch import (
-    active_transform,
-    fold_batched_grads,
-    is_grads_batched,
-    tangents_of_tangents,
-    without_autocast,
-)
+from backsolve._functorch import fold_batched_grads, is_grads_batched
+from backsolve._torch import active_transform, tangents_of_tangents, without_autocast
 from backsolve.linalg import traced
 from backsolve.linalg.concrete import concretely, to_front
 
