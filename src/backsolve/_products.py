@@ -120,7 +120,7 @@ def _solve(
         y, b, *values = (mapping.fill(t, k) for k, t in enumerate(plain[:n]))
         with without_autocast(y.device):
             at = linearize_again(rule, forward.within(mapping[n:], plain[n:]), y, values)
-            here = MatrixFreeAt(assembled.options, at, assembled.gave_up)
+            here = MatrixFreeAt(assembled.options, at, assembled.trial)
             rule.examine(at, here, differentiated=twice)
             u = here.solve_transposed(b) if transposed else here.solve(b)
             if here.singular() is None:

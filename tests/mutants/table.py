@@ -523,6 +523,40 @@ MUTANTS = (
         tests=("tests/test_krylov_choices.py::test_an_asymmetry_is_found_at_every_seed_and_no_false_alarm_is_raised",),
     ),
     Mutant(
+        name="default: J is not probed",
+        file="backsolve/jacobians/matrix_free.py",
+        old="not (trial.is_due() and self._is_doubtful(b, transposed))",
+        new="(trial.is_due() or True)",
+        tests=(
+            "tests/test_default_conditioning.py::test_as_right_as_the_matrix",
+            "tests/test_default_conditioning.py::test_when_j_is_probed",
+        ),
+    ),
+    Mutant(
+        name="default: the condition that GMRES sees is ignored",
+        file="backsolve/jacobians/matrix_free.py",
+        old="return found.converged & (found.condition <= self.options.max_condition)",
+        new="return found.converged",
+        tests=(
+            "tests/test_default_conditioning.py::test_as_right_as_the_matrix",
+            "tests/test_default_conditioning.py::test_products_refuse_an_ill_conditioned_j_if_they_are_asked_to",
+        ),
+    ),
+    Mutant(
+        name="default: products end at the residual that a user would have to ask for",
+        file="backsolve/jacobians/default.py",
+        old="rtol=_ROUNDINGS * torch.finfo(at.y.dtype).eps,",
+        new="",
+        tests=("tests/test_default_conditioning.py::test_residuals_are_those_of_a_direct_solver",),
+    ),
+    Mutant(
+        name="Krylov: directions that an event had no use for count for its condition",
+        file="backsolve/linalg/krylov.py",
+        old="columns = torch.where(used[:, None], triangle, identity)",
+        new="columns, used = triangle, torch.ones_like(used)",
+        tests=("tests/test_default_conditioning.py::test_the_condition_that_gmres_sees",),
+    ),
+    Mutant(
         name="default: a huge solution by products is believed",
         file="backsolve/jacobians/matrix_free.py",
         old="            converged = converged & ~suspects",

@@ -120,6 +120,23 @@ def krylov(
     )
 
 
+def ill_conditioned(
+    method: str, failed: int, total: int, index: tuple[int, ...], condition: float, limit: float
+) -> ConvergenceError:
+    """A Krylov space showed J to be worse conditioned than is believed."""
+    return ConvergenceError(
+        document(
+            f"MatrixFree({method!r})",
+            "J is ill-conditioned: a solution with a small residual may be far off.",
+            expected=f"a condition of J of at most max_condition = {limit:g}",
+            got=f"{count(failed, total, 'event')} refused, the first at index {index}: a condition of {condition:.3g}, "
+            "as far as it was seen",
+            remedy="pass a preconditioner, say what solves instead: fallback=Dense(), or raise max_condition with a "
+            "smaller rtol",
+        )
+    )
+
+
 def needs_matrix(
     purpose: str,
     n: int,

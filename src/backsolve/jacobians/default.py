@@ -11,12 +11,14 @@ from torch import Tensor
 
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.dense import Dense
-from backsolve.jacobians.matrix_free import MatrixFree, MatrixFreeAt
+from backsolve.jacobians.matrix_free import MatrixFree, MatrixFreeAt, Trial
 
 _MANY, _TOO_MANY = 2**18, 2**28  # entries of J in all events: from here on products are faster; no memory for more
 _LONG = 256  # elements of an event: from here on GMRES pays, too, and not only the plain iteration
-_PRODUCTS = 50
+_PRODUCTS = 60
 _PAUSE = 64  # calls
+_ROUNDINGS = 8  # of |v|: the residual to reach, nearly that of a direct solver, as nobody chose to have fewer digits
+_CONDITION = 64.0  # of J, as far as it is seen: beyond, the digits that LU has more of begin to count
 _DENSE = Dense()
 
 
@@ -24,14 +26,20 @@ _DENSE = Dense()
 class Default(Jacobian):
     """J as a matrix, and as products where these were measured to be faster: from 2^18 entries on, on a CPU.
 
-    There `w += v - J^T w` is tried, then GMRES for events of 256 elements and more, at most 50 products in all. Its
-    residual is checked as always, and what it does not solve is solved with the matrix, which also tells if J is
-    singular; the next 64 calls for events of this kind then begin with the matrix. If J has more than 2^28 entries
-    there is no matrix, and an error says what to declare. The same holds in compiled functions and under torch.func,
-    where the samples of a vmap count together, or each by itself if the levels need rules that compose.
+    There `w += v - J^T w` is tried, then GMRES for events of 256 elements and more, at most 60 products in all, down to
+    a residual of 8 eps. What that does not solve, or shows to be worse conditioned than 64, is solved with the matrix,
+    which also tells if J is singular; the next 64 calls for events of this kind then begin with the matrix.
+
+    A residual says nothing of a direction in which J is small and that v has no part in. So at the 1st, 2nd, 4th, ...
+    and each 64th such solve for a kind of event a Gaussian vector, which has a part in every direction, is solved for
+    as well.
+
+    If J has more than 2^28 entries there is no matrix, and an error says what to declare. The same holds in compiled
+    functions and under torch.func, where the samples of a vmap count together, or each by itself if the levels need
+    rules that compose.
     """
 
-    _paused: dict[Any, int] = field(default_factory=dict, repr=False, compare=False)
+    _trials: dict[Any, Trial] = field(default_factory=dict, repr=False, compare=False)
 
     def entries_shape(self, y: torch.Size, event_dim: int) -> torch.Size:
         """A matrix for each event."""
@@ -47,20 +55,20 @@ class Default(Jacobian):
             return _DENSE.assemble(at)
         event = at.y.shape[at.y.dim() - at.event_dim :]
         n = math.prod(event)
-        key = event, at.y.dtype
-        if self._is_paused(key):
-            return _DENSE.assemble(at)
-        method = "gmres" if n >= _LONG else "richardson"
         if _entries(at.y, at.event_dim) > _TOO_MANY:
             return MatrixFreeAt(MatrixFree(), at)
-        options = MatrixFree(method, maxiter=_PRODUCTS, restart=_PRODUCTS, fallback=_DENSE)
-        return MatrixFreeAt(options, at, lambda: self._paused.update({key: _PAUSE}))
-
-    def _is_paused(self, key: Any) -> bool:
-        left = self._paused.get(key, 0)
-        if left:
-            self._paused[key] = left - 1
-        return left > 0
+        trial = self._trials.setdefault((event, at.y.dtype), Trial(_PAUSE))
+        if trial.is_paused():
+            return _DENSE.assemble(at)
+        options = MatrixFree(
+            "gmres" if n >= _LONG else "richardson",
+            rtol=_ROUNDINGS * torch.finfo(at.y.dtype).eps,
+            maxiter=_PRODUCTS,
+            restart=_PRODUCTS,
+            fallback=_DENSE,
+            max_condition=_CONDITION,
+        )
+        return MatrixFreeAt(options, at, trial)
 
 
 def _entries(y: Tensor, event_dim: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from backsolve import errors
 from backsolve._functorch import fold_batched_grads, is_grads_batched
 from backsolve._random import gaussian_like
-from backsolve._solution import event_norm
+from backsolve._solution import event_norm, first_index
 from backsolve._torch import GradMode, not_traced
 from backsolve.jacobians.base import Assembled, Jacobian, Linearized
 from backsolve.jacobians.dense import Dense
@@ -53,6 +53,9 @@ class MatrixFree(Jacobian):
             `J^-T r`; linear in r, and batched as y is, mapped dimensions first: it sees plain tensors.
         fallback: what solves for the events that have not converged, such as `Dense()`, and those with so large a w
             that J may be singular; it also gives what needs all of J. None: raise.
+        max_condition: the largest condition of J (as it is preconditioned) with which GMRES is believed: the error of w
+            is up to that times the residual. It is estimated from the Krylov space of v, so that only a direction that
+            v has a part in is seen. An event beyond goes to the fallback, or is an error. None: any.
 
     Example:
         >>> import torch
@@ -71,12 +74,15 @@ class MatrixFree(Jacobian):
     restart: int = 50
     preconditioner: Preconditioner | None = None
     fallback: Jacobian | None = None
+    max_condition: float | None = None
 
     def __post_init__(self) -> None:
         if self.method not in ("gmres", "bicgstab", "cg", "richardson"):
             raise errors.bad_option("MatrixFree(method)", "'gmres', 'bicgstab', 'cg' or 'richardson'", self.method)
         if self.rtol is not None and not 0 < self.rtol < 1:
             raise errors.bad_option("MatrixFree(rtol)", "None, or a number between 0 and 1", self.rtol)
+        if self.max_condition is not None and not self.max_condition > 1:
+            raise errors.bad_option("MatrixFree(max_condition)", "None, or a number above 1", self.max_condition)
         for name in ("maxiter", "restart"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -113,13 +119,42 @@ class MatrixFree(Jacobian):
         return f"J is not symmetric: a . J b and b . J a are {numbers} at index {index}, for Gaussian a and b"
 
 
+@dataclass
+class Trial:
+    """What is remembered of products that were tried because nobody declared anything.
+
+    Attributes:
+        pause: for how many calls the matrix is used after products failed.
+        paused: how many of these are left.
+        solves: how many solves there were since.
+    """
+
+    pause: int
+    paused: int = 0
+    solves: int = 0
+
+    def is_paused(self) -> bool:
+        """Whether this call begins with the matrix."""
+        self.paused, paused = max(self.paused - 1, 0), self.paused
+        return paused > 0
+
+    def is_due(self) -> bool:
+        """Whether this solve is one of those at which J is probed."""
+        self.solves += 1
+        return not self.solves & (self.solves - 1) or not self.solves % 64
+
+    def failed(self) -> None:
+        """Pause, and begin anew."""
+        self.paused, self.solves = self.pause, 0
+
+
 class MatrixFreeAt(Assembled):
     """J at one y, as products. What it returns carries no graph: the implicit rule is applied to the linear system."""
 
-    def __init__(self, options: MatrixFree, at: Linearized, gave_up: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, options: MatrixFree, at: Linearized, trial: Trial | None = None) -> None:
         self.options = options
         self.at = at
-        self.gave_up = gave_up  # called where the fallback has to solve
+        self.trial = trial
         self.unsolved: tuple[Tensor, errors.ConvergenceError] | None = None  # events of the last solve, which are NaN
         self.lost: Tensor | None = None  # events of the last solve without a digit
         self.direct: Assembled | None = None  # what solved for some events instead
@@ -167,28 +202,60 @@ class MatrixFreeAt(Assembled):
                 return torch.stack([self._iterate(c, transposed) for c in columns.unbind(-1)], -1)
 
             return fold_batched_grads(each, b)
+        if self.trial is not None:
+            return self._tried(self.trial, b, transposed)
         found = self._run(b, transposed)
         return found.solution.reshape(b.shape) if found.solved else self._judged(found, b, transposed)
+
+    def _tried(self, trial: Trial, b: Tensor, transposed: bool) -> Tensor:
+        """The solution if every event can be believed, and a probe of J where that is due; else all by the fallback."""
+        if self.direct is None:
+            found = self._run(b, transposed)
+            if self._is_believed(found) and not (trial.is_due() and self._is_doubtful(b, transposed)):
+                return found.solution.reshape(b.shape)
+            trial.failed()
+            assert self.options.fallback is not None
+            self.direct = self.options.fallback.assemble(self.at)
+        return self.direct.solve_transposed(b) if transposed else self.direct.solve(b)
+
+    def _is_doubtful(self, like: Tensor, transposed: bool) -> bool:
+        """Whether a vector with a part in every direction shows what the right-hand side has no part in."""
+        return not self._is_believed(self._run(gaussian_like(like), transposed))
+
+    def _is_believed(self, found: Krylov) -> bool:
+        """Whether a fallback has nothing to do for any event."""
+        return found.solved or bool((self._is_well_conditioned(found) & ~self._is_large(found)).all())
+
+    def _is_large(self, found: Krylov) -> Tensor:
+        """Which events have so large a solution that J may be singular."""
+        if found.growth is None:
+            return torch.zeros_like(found.converged)
+        return found.growth * torch.finfo(found.norm.dtype).eps ** 0.5 > 1
+
+    def _is_well_conditioned(self, found: Krylov) -> Tensor:
+        """Which events were solved with a J whose condition is believed."""
+        if found.condition is None or self.options.max_condition is None:
+            return found.converged
+        return found.converged & (found.condition <= self.options.max_condition)
 
     def _judged(self, found: Krylov, b: Tensor, transposed: bool) -> Tensor:
         """The solution where it has converged; by the fallback, or NaN, where it has not."""
         batch = split(b, self.at.event_dim)[0]
         if found.indefinite is not None and found.indefinite.any():
             raise errors.negative_curvature(tuple(int(i) for i in found.indefinite.reshape(batch).nonzero()[0]))
-        u, fallback, converged = found.solution.reshape(b.shape), self.options.fallback, found.converged
-        if (growth := found.growth) is not None:
-            suspects = growth * torch.finfo(b.dtype).eps ** 0.5 > 1
-            if fallback is not None:
-                converged = converged & ~suspects
-            elif suspects.any():
-                self.lost = suspects.reshape(batch) & self._changes_by_half(u, b, transposed)
+        u, fallback = found.solution.reshape(b.shape), self.options.fallback
+        converged = self._is_well_conditioned(found)
+        suspects = self._is_large(found)
+        if fallback is not None:
+            converged = converged & ~suspects
+        elif suspects.any():
+            self.lost = suspects.reshape(batch) & self._changes_by_half(u, b, transposed)
         if converged.all():
             return u
         mask = converged.reshape(*batch, *(1,) * self.at.event_dim)
         if fallback is None:
-            self.unsolved = ~converged.reshape(batch), self._error(found, batch)
+            self.unsolved = ~converged.reshape(batch), self._error(found, converged, batch)
             return torch.where(mask, u, torch.nan)
-        self.gave_up()
         direct = self.direct = fallback.assemble(self.at)
         return torch.where(mask, u, direct.solve_transposed(b) if transposed else direct.solve(b))
 
@@ -230,11 +297,15 @@ class MatrixFreeAt(Assembled):
         method = {"bicgstab": bicgstab, "cg": cg, "richardson": richardson}[options.method]
         return method(apply, b, rtol=rtol, maxiter=k, precondition=precondition)
 
-    def _error(self, found: Krylov, batch: torch.Size) -> errors.ConvergenceError:
-        failed = ~found.converged.reshape(batch)
-        first = tuple(int(i) for i in failed.nonzero()[0])
+    def _error(self, found: Krylov, converged: Tensor, batch: torch.Size) -> errors.ConvergenceError:
+        failed, limit = ~converged.reshape(batch), self.options.max_condition
+        first = first_index(failed)
+        numbers = int(failed.sum()), failed.numel(), first
+        if found.converged.reshape(batch)[first] and found.condition is not None and limit is not None:
+            condition = found.condition.reshape(batch)[first].item()
+            return errors.ill_conditioned(self.options.method, *numbers, condition, limit)
         residual = found.residual.reshape(batch)[first].item()
-        return errors.krylov(self.options.method, int(failed.sum()), failed.numel(), first, residual, found.products)
+        return errors.krylov(self.options.method, *numbers, residual, found.products)
 
     def log_abs_det(self) -> Tensor:
         return self.formed("the log-determinant").log_abs_det()

@@ -18,6 +18,7 @@ from backsolve.linalg.space import Space
 
 Operator = Callable[[Tensor], Tensor]  # (events, n) -> (events, n)
 
+_SURELY = 16.0  # a condition: up to here an estimate needs no second look
 _UNSEEN = 8  # products of Richardson's iteration, at most, between two looks at the residual
 
 
@@ -32,6 +33,7 @@ class Krylov:
         size: `|b|`.
         products: how often A was applied.
         reach: `|A| |u|`, as far as |A| was seen; None: u is not large.
+        condition: `|A| |A^-1|`, as far as a Krylov space showed both, shape `(events,)`; None: there was none.
         indefinite: where a direction of negative curvature was met, shape `(events,)`; for `cg`.
         solved: whether it is known that all have converged, with a u that is not large.
     """
@@ -42,6 +44,7 @@ class Krylov:
     size: Tensor
     products: int
     reach: Tensor | None = None
+    condition: Tensor | None = None
     indefinite: Tensor | None = None
     solved: bool = False
 
@@ -76,6 +79,7 @@ class _System:
         self.goal = torch.where(self.size.isfinite(), rtol * self.size, torch.nan)  # else inf <= inf
         self.eps = torch.finfo(self.size.dtype).eps
         self.stretch = torch.zeros_like(self.size)  # what was seen of |A|, of the unknowns as they are preconditioned
+        self.shrink: Tensor | None = None  # and of |A^-1|
         self.products = 0
 
     def preconditioned(self, v: Tensor) -> Tensor:
@@ -94,7 +98,28 @@ class _System:
 
     def report(self, u: Tensor, norm: Tensor, u_norm: Tensor) -> Krylov:
         """The verdict on u, whose residual has this norm."""
-        return Krylov(u, norm, self.tolerance(u_norm), self.size, self.products, self.stretch * u_norm)
+        condition = None if self.shrink is None else self.stretch * self.shrink
+        return Krylov(u, norm, self.tolerance(u_norm), self.size, self.products, self.stretch * u_norm, condition)
+
+    def learn(self, triangle: Tensor, directions: Space, used: Tensor) -> None:
+        """Note how far A stretches and shrinks vectors: `A^-1 Q = Z / R`.
+
+        Args:
+            triangle: the R of `A Z = Q R`, with columns of Z of length 1, shape `(events, k, k)`.
+            directions: Z.
+            used: which columns an event had a use for; later ones, while others went on, may depend on these.
+        """
+        self.stretch = torch.maximum(self.stretch, _norm(triangle.mT).amax(-1).nan_to_num(0.0))
+        identity = torch.eye(triangle.shape[-1], dtype=triangle.dtype, device=triangle.device)
+        columns = torch.where(used[:, None], triangle, identity)
+        inverse = torch.linalg.solve_triangular(columns, identity, upper=True)
+        inverse = inverse * used[:, None]
+        square = inverse.abs().square().sum((-2, -1))  # as if Z were orthogonal, which costs nothing to suppose
+        if (self.stretch * square.sqrt()).amax() > _SURELY:
+            rounding = len(inverse[0]) * self.eps * square
+            square = (inverse.conj() * (directions.gram() @ inverse)).real.sum((-2, -1)).clamp_min(0) + rounding
+        shrink = square.sqrt().nan_to_num(torch.inf)
+        self.shrink = shrink if self.shrink is None else torch.maximum(self.shrink, shrink)
 
 
 def richardson(
@@ -223,6 +248,7 @@ def _minimise(
     directions, images = Space(r, steps), Space(r, steps)
     columns: list[Tensor] = []
     parts: list[Tensor] = []
+    used: list[Tensor] = []
     tolerance = system.tolerance(u_norm)
     active = norm > tolerance
     z = r * _inverse(norm)
@@ -235,6 +261,7 @@ def _minimise(
         before, norm = norm, _norm(r)
         columns.append(column)
         parts.append(part)
+        used.append(active & (column[-1] != 0))
         active = active & (norm > tolerance) & (column[-1] != 0)
         if not active.any():
             break
@@ -247,8 +274,8 @@ def _minimise(
     triangle = r.new_zeros(r.shape[0], k, k)
     for i, column in enumerate(columns):
         triangle[:, : i + 1, i] = column.mT
-    system.stretch = torch.maximum(system.stretch, _norm(triangle.mT).amax(-1).nan_to_num(0.0))
     triangle.diagonal(dim1=-2, dim2=-1).masked_fill_(torch.stack([column[-1] == 0 for column in columns], -1), 1.0)
+    system.learn(triangle, directions, torch.stack(used, -1))
     z = torch.linalg.solve_triangular(triangle, torch.stack(parts, -1)[..., None], upper=True)[..., 0]
     return directions.combination(z.mT)
 

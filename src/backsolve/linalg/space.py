@@ -44,6 +44,11 @@ class Space:
         """The sum of factors times vectors, for factors of shape `(k, events)`."""
         return self.without(factors.neg(), torch.zeros_like(self.like))
 
+    def gram(self) -> Tensor:
+        """The scalar products of all vectors with each other, shape `(events, k, k)`."""
+        vectors = torch.cat(list(self._filled())).transpose(0, 1)
+        return vectors.conj() @ vectors.mT
+
     def without(self, factors: Tensor, w: Tensor) -> Tensor:
         """w less that sum."""
         for block, own in zip(self._filled(), factors.split(self.each), strict=False):
