@@ -216,6 +216,32 @@ def test_a_small_newton_step_beside_a_pole_is_not_believed(f: Any, g: Any, x: li
         inverse(f, g)(tensor(*x))
 
 
+VERTICAL = {
+    "a square root at 0": (torch.sqrt, 0.0, [0.5, 4.0]),
+    "a square root at 1": (lambda y: 1e3 * (y - 1).sqrt(), 1.0, [0.5]),
+    "an arcsine at 1": (torch.asin, 1.0, [1.0]),
+    "a pole whose slope overflows": (lambda y: 1 / (y - 1) ** 3, 1 + 2.0**-23, [1e5]),
+}
+
+
+@pytest.mark.parametrize(("f", "y", "x"), VERTICAL.values(), ids=VERTICAL.keys())
+@pytest.mark.parametrize("event_dim", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("wants_gradient", [False, True])
+def test_a_small_newton_step_where_the_slope_is_infinite_is_not_believed(
+    f: Any, y: float, x: list[float], event_dim: int, dtype: torch.dtype, wants_gradient: bool
+) -> None:
+    """It is 0, however wrong y is."""
+    inv = inverse(f, lambda x: torch.full_like(x, y), event_dim=event_dim)
+    with pytest.raises(errors.ResidualError):
+        inv(tensor(*x, dtype=dtype).requires_grad_(wants_gradient))
+
+
+def test_a_vertical_end_that_is_reached_is_right() -> None:
+    for f, y, x in ((torch.sqrt, 0.0, 0.0), (torch.asin, 1.0, math.pi / 2), (lambda y: 1e20 * y, 0.0, 1e-310)):
+        assert inverse(f, lambda x, y=y: torch.full_like(x, y))(tensor(x)).item() == y
+
+
 FLAT = {
     "normal tail": (torch.special.ndtr, -25.0, [1e-300, 1e-200], torch.float64),
     "normal tail, float32": (torch.special.ndtr, -7.0, [1e-30, 1e-20], torch.float32),

@@ -164,14 +164,15 @@ def _responds(
     """Whether f really changes as J says, on a scale that contains the Newton step.
 
     Only then does a small step mean that the root is near. Beside a pole (tan at pi / 2), at a steep end (logit at
-    1) and in a tail where f is rounded to a constant (a normal cdf at -40) every step is small. Two scales are
-    tried: that of the step itself, which stays inside a narrow domain, and rtol |y|, above the rounding errors of an
-    f that subtracts large numbers.
+    1) and in a tail where f is rounded to a constant (a normal cdf at -40) every step is small; where J is infinite
+    (a square root at 0) it is 0. Two scales are tried: that of the step itself, which stays inside a narrow domain,
+    and rtol |y|, above the rounding errors of an f that subtracts large numbers.
     """
-    eps = torch.finfo(y.dtype).eps
+    limits = torch.finfo(y.dtype)
     y = y.detach()
-    believed = event_norm(step, event_dim) == 0
-    for width in (torch.maximum(8 * step.abs(), 4 * eps * y.abs()), rtol * y.abs()):
+    believed = torch.zeros_like(event_norm(step, event_dim), dtype=torch.bool)
+    for scale in (torch.maximum(8 * step.abs(), 4 * limits.eps * y.abs()), rtol * y.abs()):
+        width = scale.clamp_min(limits.tiny)  # no width proves nothing
         ahead, behind = y + width, y - width
         change = ahead - behind
         try:

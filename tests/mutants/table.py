@@ -284,9 +284,23 @@ MUTANTS = (
     Mutant(
         name="every small Newton step is believed",
         file="backsolve/_solution.py",
-        old="    believed = event_norm(step, event_dim) == 0",
+        old="    believed = torch.zeros_like(event_norm(step, event_dim), dtype=torch.bool)",
         new="    believed = event_norm(step, event_dim) >= 0",
         tests=("tests/test_residual.py::test_a_small_newton_step_beside_a_pole_is_not_believed",),
+    ),
+    Mutant(
+        name="a Newton step of 0 is believed",
+        file="backsolve/_solution.py",
+        old="    believed = torch.zeros_like(event_norm(step, event_dim), dtype=torch.bool)",
+        new="    believed = event_norm(step, event_dim) == 0",
+        tests=("tests/test_residual.py::test_a_small_newton_step_where_the_slope_is_infinite_is_not_believed",),
+    ),
+    Mutant(
+        name="f is looked at in one place, where y is 0",
+        file="backsolve/_solution.py",
+        old="        width = scale.clamp_min(limits.tiny)",
+        new="        width = scale",
+        tests=("tests/test_residual.py::test_a_small_newton_step_where_the_slope_is_infinite_is_not_believed",),
     ),
     Mutant(
         name="an event is probed once for all",
