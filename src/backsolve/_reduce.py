@@ -34,10 +34,12 @@ def magnitudes(expression: Callable[..., Tensor], *tensors: Tensor) -> Ends:
 
 def magnitudes_of_one_sign(t: Tensor) -> Ends | None:
     """The smallest and the largest |t| in one pass, without a temporary; None if t has both signs, zeros or NaN."""
-    if t.is_complex() or (t.is_contiguous() and not _is_of_one_sign(*_ends(t.view(-1)[:_GLANCE]))):
+    if t.is_complex():
+        return None
+    if t.numel() > 8 * _GLANCE and t.is_contiguous() and not _is_of_one_sign(*_ends(t.view(-1)[:_GLANCE])):
         return None
     low, high = _ends(t)
-    return _of_one_sign(low, high) if _is_of_one_sign(low, high) else None
+    return (min(abs(low), abs(high)), max(abs(low), abs(high))) if _is_of_one_sign(low, high) else None
 
 
 def least_magnitude(t: Tensor) -> float:
@@ -72,16 +74,8 @@ def _ends(t: Tensor) -> Ends:
 
 
 def _ends_of_magnitude(t: Tensor) -> Ends:
-    if not t.is_complex():
-        low, high = _ends(t)
-        if not low < 0 < high:  # which NaN is not, either
-            return _of_one_sign(low, high)
-    return _ends(t.abs())
+    return magnitudes_of_one_sign(t) or _ends(t.abs())
 
 
 def _is_of_one_sign(low: float, high: float) -> bool:
     return low > 0 or high < 0
-
-
-def _of_one_sign(low: float, high: float) -> Ends:
-    return min(abs(low), abs(high)), max(abs(low), abs(high))
