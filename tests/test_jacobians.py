@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from backsolve import Banded, Dense, Diagonal, MatrixFree, Triangular, errors, inverse
 from backsolve._linearize import Linearization
@@ -164,6 +168,53 @@ def wrong(seed: int) -> list[tuple[Jacobian, Tensor]]:
         (Dense(symmetric=True), a + a.mT + single),
         (Dense(positive_definite=True), a @ a.mT + single),
     ]
+
+
+class Counting(TorchDispatchMode):
+    """Counts how often each operation runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("tol", "evaluations"), [(None, 1), (math.inf, 0)])
+def test_with_known_entries_f_is_evaluated_for_the_residual_test_only(tol: float | None, evaluations: int) -> None:
+    arcsin = inverse(torch.sin, torch.asin, jacobian=Diagonal(entries=torch.cos), residual_tol=tol, verify=False)
+    x = torch.tensor([0.1, 0.6], dtype=torch.float64, requires_grad=True)
+    with Counting() as counting:
+        arcsin(x).sum().backward()
+    assert (counting.names["sin"], counting.names["cos"]) == (evaluations, 1)
+    torch.testing.assert_close(x.grad, 1 / (1 - x.detach() ** 2).sqrt(), rtol=4 * EPS, atol=0)
+    with pytest.raises(errors.SingularJacobianError):
+        arcsin(torch.ones(2, dtype=torch.float64, requires_grad=True)).sum().backward()
+
+
+def test_known_entries_of_an_untested_f_that_closes_over_a_weight() -> None:
+    a = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    entries: Callable[..., Tensor] = lambda y: a.expand_as(y)  # noqa: E731
+    inv = inverse(lambda y: a * y, lambda x: x / a, jacobian=Diagonal(entries), residual_tol=math.inf)
+    inv(torch.tensor([3.0], dtype=torch.float64, requires_grad=True)).backward()
+    assert a.grad is not None
+    assert a.grad.item() == -3 / 4
+
+
+def test_an_f_that_is_not_evaluated_has_derivatives_of_any_order_at_the_y_of_g() -> None:
+    """Nobody asks if `f(y) = x`: here it is not, by a tenth, and the derivatives are those of f at that y."""
+    y = torch.tensor([0.1, 0.6], dtype=torch.float64)
+    rough = inverse(torch.sin, lambda x: y.clone(), jacobian=Diagonal(entries=torch.cos), residual_tol=math.inf)
+    x = (1.1 * y.sin()).requires_grad_()
+    (first,) = torch.autograd.grad(rough(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    torch.testing.assert_close(first, 1 / y.cos(), rtol=4 * EPS, atol=0)
+    torch.testing.assert_close(second, y.sin() / y.cos() ** 3, rtol=16 * EPS, atol=0)
+    wrong = inverse(torch.sin, torch.asin, jacobian=Diagonal(entries=torch.sinc), residual_tol=math.inf)(x).sum()
+    with pytest.raises(errors.StructureError):  # the probe sees f
+        wrong.backward()
 
 
 @pytest.mark.parametrize("case", range(len(wrong(0))), ids=[f"{i}: {c}" for i, (c, _) in enumerate(wrong(0))])

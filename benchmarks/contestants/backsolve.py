@@ -21,7 +21,7 @@ def from_entries(case: Case) -> Run | None:
 
 
 def from_entries_unchecked(case: Case) -> Run | None:
-    """The derivative of f is given and nothing is tested, so that f is never evaluated."""
+    """The derivative of f is given and the residual is not tested, so that f is not evaluated but for the probe."""
     return _run(case, **_entries(case), residual_tol=math.inf)
 
 

@@ -28,6 +28,11 @@ class Arguments:
         self._leaves, self._structure = pytree.tree_flatten((args, kwargs))
         self.tensors = tuple(leaf for leaf in self._leaves if isinstance(leaf, Tensor))
 
+    @property
+    def empty(self) -> bool:
+        """Whether there are no params at all."""
+        return not self.tensors and self._structure is None
+
     def rebuild(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The positional and keyword arguments, with these tensors in the place of the original ones."""
         if self._structure is None:

@@ -16,7 +16,15 @@ from torch import Tensor
 from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule, attach
-from backsolve._linearize import Forward, Linearization, Model, check_value, linearize, linearize_connected
+from backsolve._linearize import (
+    Forward,
+    Linearization,
+    Model,
+    check_value,
+    linearize,
+    linearize_connected,
+    linearize_unevaluated,
+)
 from backsolve._nearby import solved_but_for_rounding
 from backsolve._solution import (
     Check,
@@ -272,6 +280,8 @@ def _evaluate(
         z = forward(y, tensors)
         if not z.requires_grad:  # nor does anything that f closes over
             return None, z
+    elif not tested and x is not None and (at := linearize_unevaluated(forward, y, x)):
+        return at, None
     at = linearize(forward, y)
     return at, at.value
 

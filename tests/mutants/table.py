@@ -212,6 +212,20 @@ MUTANTS = (
         tests=("tests/test_singular.py::test_rounded_singular_matrices_are_found_and_scaled_good_ones_are_not",),
     ),
     Mutant(
+        name="an f that was not evaluated is compared with what it is later",
+        file="backsolve/_linearize.py",
+        old="    if first.evaluated:",
+        new="    if True:",
+        tests=("tests/test_jacobians.py::test_an_f_that_is_not_evaluated_has_derivatives_of_any_order_at_the_y_of_g",),
+    ),
+    Mutant(
+        name="f is not evaluated, whatever it closes over",
+        file="backsolve/_linearize.py",
+        old="not (model.closes_over_nothing and forward.arguments.empty):",
+        new="not forward.arguments.empty:",
+        tests=("tests/test_jacobians.py::test_known_entries_of_an_untested_f_that_closes_over_a_weight",),
+    ),
+    Mutant(
         name="of many elements, the smallest slope is not asked for",
         file="backsolve/jacobians/diagonal.py",
         old="least_d * least_y > 4 * eps * most_z",

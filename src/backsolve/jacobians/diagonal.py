@@ -26,6 +26,7 @@ class Diagonal(Jacobian):
     Args:
         entries: the derivative f' if it is known, called as `entries(y, *params, **kwargs)`; it returns a tensor of
             the shape of y, and is itself differentiated for higher derivatives. Without it autograd differentiates f.
+            If f and f' are functions of torch without params, and nobody tests the residual, f is then not evaluated.
 
     Example:
         >>> import torch
