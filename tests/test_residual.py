@@ -10,8 +10,9 @@ import scipy.special
 import torch
 from torch import Tensor
 
-from backsolve import errors, implicit_function, inverse
+from backsolve import Dense, Diagonal, MatrixFree, errors, implicit_function, inverse
 from backsolve._solution import Tolerance, check_residual
+from backsolve.jacobians import Jacobian
 from backsolve.solvers import numpy_solver
 
 EPS = torch.finfo(torch.float64).eps
@@ -240,6 +241,58 @@ def test_a_small_newton_step_where_the_slope_is_infinite_is_not_believed(
 def test_a_vertical_end_that_is_reached_is_right() -> None:
     for f, y, x in ((torch.sqrt, 0.0, 0.0), (torch.asin, 1.0, math.pi / 2), (lambda y: 1e20 * y, 0.0, 1e-310)):
         assert inverse(f, lambda x, y=y: torch.full_like(x, y))(tensor(x)).item() == y
+
+
+BESIDE_A_GOOD_ONE = {
+    "a small component at the end of a logarithm": (torch.log, [1e-20, 1.0], [-3.0, 0.0], torch.float64),
+    "the same in float32": (torch.log, [1e-9, 1.0], [-3.0, 0.0], torch.float32),
+    "a small component beside a pole": (lambda y: 1 / y, [1e-20, 1.0], [3.0, 1.0], torch.float64),
+    "a pole and a larger step": (
+        torch.tan,
+        [math.pi / 2 - 1e-10, math.atan(1) * (1 + 1e-9)],
+        [0.3, 1.0],
+        torch.float64,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("f", "y", "x", "dtype"), BESIDE_A_GOOD_ONE.values(), ids=[name.replace(" ", "-") for name in BESIDE_A_GOOD_ONE]
+)
+@pytest.mark.parametrize("jacobian", [Dense(), Diagonal(), MatrixFree()], ids=["dense", "diagonal", "products"])
+def test_a_wrong_component_does_not_hide_in_its_event(
+    f: Any, y: list[float], x: list[float], dtype: torch.dtype, jacobian: Jacobian
+) -> None:
+    """Its step and the response of f to it are small beside those of the other component."""
+    inv = inverse(f, lambda _: torch.tensor(y, dtype=dtype), event_dim=1, jacobian=jacobian)
+    with pytest.raises(errors.ResidualError):
+        inv(tensor(*x, dtype=dtype))
+
+
+def test_a_tolerance_on_the_step_does_not_make_a_steep_end_right() -> None:
+    with pytest.raises(errors.ResidualError):
+        inverse(torch.log, lambda x: tensor(1e-20), residual_tol=(None, 1e-12))(tensor(-3.0))
+
+
+def test_a_component_at_the_end_of_the_domain_stays_there() -> None:
+    """To look at f on both sides of 0 would be NaN, for a component that needs no look."""
+    ends = implicit_function(
+        lambda y, p: torch.stack([y[..., 0] ** 2 - p[..., 0], y[..., 1] ** 1.5 + y[..., 1] - p[..., 1]], -1),
+        lambda p: torch.stack([p[..., 0].sqrt() * (1 + 1e-9), p[..., 1]], -1),
+        event_dim=1,
+        param_event_dims=(1,),
+    )
+    torch.testing.assert_close(ends(tensor(2.0, 0.0)), tensor(math.sqrt(2), 0.0), rtol=2e-9, atol=0)
+
+
+def test_events_that_have_passed_are_not_moved() -> None:
+    def f(y: Tensor) -> Tensor:
+        if (y < 0).any():
+            raise ValueError("outside of the support")
+        return y * torch.exp(30 * y)
+
+    inv = inverse(f, lambda x: tensor(0.0, 1 + 1e-9))
+    assert inv(tensor(0.0, math.exp(30))).tolist() == [0.0, 1 + 1e-9]
 
 
 FLAT = {

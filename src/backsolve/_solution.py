@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -90,6 +90,18 @@ class Tolerance:
         return torch.where((x_norm < eps) | (residual > eps), 0.0, eps)
 
 
+class Solvable(Protocol):
+    """J at y, as far as the residual test needs it."""
+
+    def solve(self, b: Tensor) -> Tensor:
+        """`J^-1 b`."""
+        ...
+
+    def times(self, u: Tensor) -> Tensor:
+        """`J u`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Check:
     """The verdict of the residual test. `step` is the norm of the Newton step where one was needed."""
@@ -115,7 +127,7 @@ def check_residual(
     event_dim: int,
     tolerance: Tolerance,
     value: Callable[[Tensor], Tensor],
-    newton: Callable[[Tensor], Tensor],
+    jacobian: Callable[[], Solvable],
 ) -> Check:
     """Test `z = f(y)` against x, event by event.
 
@@ -125,8 +137,8 @@ def check_residual(
         z: `f(y)`.
         event_dim: the number of event dimensions.
         tolerance: when an event counts as solved.
-        value: evaluates f; called only if the free test fails somewhere, as is `newton`.
-        newton: solves with J at y, `J^-1 r` from r.
+        value: evaluates f; called only if the free test fails somewhere, as is `jacobian`.
+        jacobian: works out J at y.
     """
     difference = z if x is None else torch.where(z == x, 0.0, z - x)  # inf - inf is NaN, yet inf = inf
     residual = event_norm(difference, event_dim)
@@ -143,43 +155,50 @@ def check_residual(
         failed = ~_in_each_event(solved, event_dim)
     if not failed.any():
         return Check(failed, residual)
-    step = newton(difference)
+    step = jacobian().solve(difference)
     step_norm, y_norm = event_norm(step, event_dim), event_norm(torch.where(y.isfinite(), y, 0.0), event_dim)
     x_norm = torch.zeros_like(residual) if x is None else event_norm(x, event_dim)
     allowed = rtol * y_norm + tolerance.absolute(x_norm, residual)
     passed = (step_norm <= allowed) & residual.isfinite()
-    if (failed & passed).any():
-        passed &= _responds(y, step, rtol, event_dim, value, newton)
+    asked = failed & passed
+    if asked.any():
+        in_event = asked.reshape(asked.shape + (1,) * event_dim)
+        responds = _responds(y, step, in_event, rtol, event_dim, value, jacobian().times)
+        passed &= _in_each_event(responds | solved, event_dim)
     return Check(failed & ~passed, residual, step_norm)
 
 
 def _responds(
     y: Tensor,
     step: Tensor,
+    asked: Tensor,
     rtol: float,
     event_dim: int,
     value: Callable[[Tensor], Tensor],
-    newton: Callable[[Tensor], Tensor],
+    times: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Whether f really changes as J says, on a scale that contains the Newton step.
+    """Which components of f really change as J says, on a scale that contains the Newton step; in events asked about.
 
     Only then does a small step mean that the root is near. Beside a pole (tan at pi / 2), at a steep end (logit at
     1) and in a tail where f is rounded to a constant (a normal cdf at -40) every step is small; where J is infinite
     (a square root at 0) it is 0. Two scales are tried: that of the step itself, which stays inside a narrow domain,
     and rtol |y|, above the rounding errors of an f that subtracts large numbers.
     """
-    limits = torch.finfo(y.dtype)
-    y = y.detach()
-    believed = torch.zeros_like(event_norm(step, event_dim), dtype=torch.bool)
-    for scale in (torch.maximum(8 * step.abs(), 4 * limits.eps * y.abs()), rtol * y.abs()):
-        width = scale.clamp_min(limits.tiny)  # no width proves nothing
-        ahead, behind = y + width, y - width
-        change = ahead - behind
+    limits, y = torch.finfo(y.dtype), y.detach()
+    direction = torch.where(step == 0, 1.0, step.sgn())
+    believed = torch.zeros_like(y, dtype=torch.bool)
+    for relative in (4 * limits.eps, rtol):
+        width = torch.maximum(8 * step.abs(), relative * y.abs())
+        still = (event_norm(width, event_dim) == 0).reshape(asked.shape)
+        change = direction * torch.where(asked, torch.where(still, limits.tiny, width), 0.0)
+        ahead, behind = y + change, y - change
         try:
-            response = newton(value(ahead) - value(behind))
+            response = value(ahead) - value(behind)
         except Exception:  # noqa: BLE001 (f may raise outside its domain, whatever it likes)
             continue
-        believed |= event_norm(response - change, event_dim) <= event_norm(change, event_dim) / 2  # NaN compares false
+        expected = times(ahead - behind)
+        off = (response - expected).abs()
+        believed |= (off <= expected.abs() / 2) & expected.isfinite() & (expected != 0)  # NaN compares false
     return believed
 
 

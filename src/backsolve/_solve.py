@@ -308,11 +308,8 @@ def _check(
     def assembled() -> Assembled:
         return problem.rule.jacobian.assemble(linearize(forward, y) if at is None else at)
 
-    def newton(difference: Tensor) -> Tensor:
-        return assembled().solve(difference)
-
     with GradMode(False), without_autocast(y.device):
-        return check_residual(y, x, z, problem.rule.event_dim, problem.tolerance, forward.value, newton), z
+        return check_residual(y, x, z, problem.rule.event_dim, problem.tolerance, forward.value, assembled), z
 
 
 def judge(

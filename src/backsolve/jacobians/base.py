@@ -85,6 +85,10 @@ class Assembled(ABC):
         """
 
     @abstractmethod
+    def times(self, u: Tensor) -> Tensor:
+        """`J u`, without a graph."""
+
+    @abstractmethod
     def transposed_times(self, u: Tensor) -> Tensor:
         """`J^T u` from the assembled entries."""
 

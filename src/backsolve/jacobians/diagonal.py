@@ -138,6 +138,9 @@ class _DiagonalAt(Assembled):
         (least_y, most_y), (least_d, most_d), (least_z, most_z) = ranges
         return least_d * least_y > 4 * eps * most_z and eps * most_d * most_y < least_z
 
+    def times(self, u: Tensor) -> Tensor:
+        return self.diagonal.detach() * u
+
     def transposed_times(self, u: Tensor) -> Tensor:
         return self.diagonal.conj() * u
 

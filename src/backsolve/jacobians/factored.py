@@ -121,6 +121,9 @@ class FactoredAt(Assembled):
         radius = torch.stack(steps[4:]).log().mean(0).exp()
         return ~(radius < 0.5)  # NaN compares false
 
+    def times(self, u: Tensor) -> Tensor:
+        return self._times(u, adjoint=False).reshape(u.shape).to(u.dtype)
+
     def transposed_times(self, u: Tensor) -> Tensor:
         return self._times(u, adjoint=True).reshape(u.shape).to(u.dtype)
 

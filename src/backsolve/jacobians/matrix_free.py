@@ -324,6 +324,10 @@ class MatrixFreeAt(Assembled):
             return self.unsolved[0] if self.lost is None else self.unsolved[0] | self.lost
         return self.lost if self.direct is None else self.direct.singular()
 
+    @torch.no_grad()
+    def times(self, u: Tensor) -> Tensor:
+        return self._products(self.at, transposed=False)(u)
+
     def transposed_times(self, u: Tensor) -> Tensor:
         return self.at.pull(u)
 
