@@ -95,6 +95,33 @@ def test_as_right_as_the_matrix(
     assert ours <= 10 * max(by_matrix, EPS[dtype])
 
 
+def vjp_of_vjp(inv: Inverse, x: Tensor, v: Tensor, z: Tensor) -> Tensor:
+    x, v = x.clone().requires_grad_(), v.clone().requires_grad_()
+    (w,) = torch.autograd.grad(inv(x), x, v, create_graph=True)
+    return torch.autograd.grad(w, v, z)[0]
+
+
+def jvp_of_vjp(inv: Inverse, x: Tensor, v: Tensor, z: Tensor) -> Tensor:
+    return torch.func.jvp(lambda v: torch.func.vjp(inv, x)[1](v)[0], (v,), (z,))[1]
+
+
+@pytest.mark.parametrize("use", [vjp_of_vjp, jvp_of_vjp])
+@pytest.mark.parametrize("smallest", [1e-3, 1e-4])  # conditions up to about 100 are believed
+@pytest.mark.parametrize(("n", "events"), [(64, 64), (512, 1)])
+@pytest.mark.parametrize("dtype", EPS)
+def test_the_solves_of_derivatives_know_what_the_first_one_found(
+    dtype: torch.dtype, n: int, events: int, smallest: float, use: Callable[..., Tensor]
+) -> None:
+    """What is differentiated once more has next to no part in the bad direction; the first solve shows it."""
+    a, v = matrices(n, events, smallest, symmetric=True).to(dtype), random(3, events, n).to(dtype)
+    z = nearly_orthogonal(random(4, events, n), factors(n, True)[2][-1], dtype)
+    truth = exact(a.double(), z.double())
+    ours, by_matrix = (
+        ((use(*linear(a, j), v, z).double() - truth).norm(dim=-1) / truth.norm(dim=-1)).amax() for j in (None, Dense())
+    )
+    assert ours <= 10 * max(by_matrix, EPS[dtype])
+
+
 @pytest.mark.parametrize("dtype", EPS)
 @pytest.mark.parametrize(("n", "events"), [(128, 32), (512, 1)])
 def test_residuals_are_those_of_a_direct_solver(dtype: torch.dtype, n: int, events: int) -> None:

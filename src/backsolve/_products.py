@@ -22,7 +22,7 @@ from backsolve._levels import Mapping, Outputs, concretely
 from backsolve._linearize import Forward, Linearization, Model, check_value, linearize
 from backsolve._mapped import Mapped
 from backsolve._torch import without_autocast
-from backsolve.jacobians import Assembled, Jacobian, Linearized, MatrixFree, MatrixFreeAt
+from backsolve.jacobians import Assembled, Jacobian, Linearized, MatrixFree, MatrixFreeAt, Trial
 
 Attach = Callable[..., Tensor]  # attach(rule, forward, y, None, x, *inputs): y with the derivatives of the rule
 
@@ -35,11 +35,13 @@ class Product(Jacobian):
         original: how the other f is solved with.
         forward: the other f.
         transposed: whether it is `w -> J^T w`.
+        trial: what is known of products with it, if nobody asked for them.
     """
 
     original: MatrixFree
     forward: Mapped
     transposed: bool
+    trial: Trial | None = None
 
     def entries_shape(self, y: torch.Size, event_dim: int) -> torch.Size:
         """There are none."""
@@ -47,7 +49,7 @@ class Product(Jacobian):
 
     def assemble(self, at: Linearized) -> Assembled:
         """Never formed either."""
-        return MatrixFreeAt(self.original, at)
+        return MatrixFreeAt(self.original, at, self.trial)
 
     def __call__(self, u: Tensor, y: Tensor, *inputs: Tensor) -> Tensor:
         """The product."""
@@ -100,7 +102,7 @@ def solve_by_products(
         y = mapping.fill(y, 0) if mapping else y
         forward, transposed = own.forward.within(mapping[1:], inputs), transposed != own.transposed
     u, factor = _solve(rule, assembled, forward, y, z, inputs, b, transposed)
-    product, given = Product(assembled.options, forward, transposed), (y, *inputs)
+    product, given = Product(assembled.options, forward, transposed, assembled.trial), (y, *inputs)
     model = Model(product, product, rule.event_dim, rule.call)
     own_forward = Mapped(Forward(model, Arguments(given, {}), False), (), Mapping(), given)
     own_rule = Rule(product, rule.event_dim, rule.on_failure, False, rule.call)

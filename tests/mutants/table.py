@@ -592,6 +592,20 @@ MUTANTS = (
         tests=("tests/test_default_conditioning.py::test_the_condition_that_gmres_sees",),
     ),
     Mutant(
+        name="default: a derivative of a solve is tried by products again",
+        file="backsolve/jacobians/matrix_free.py",
+        old="        if fallback is not None and self.direct is not None:  # products have just failed",
+        new="        if False:",
+        tests=("tests/test_default_conditioning.py::test_the_solves_of_derivatives_know_what_the_first_one_found",),
+    ),
+    Mutant(
+        name="default: under torch.func a derivative of a solve is tried by products again",
+        file="backsolve/_products.py",
+        old="return MatrixFreeAt(self.original, at, self.trial)",
+        new="return MatrixFreeAt(self.original, at)",
+        tests=("tests/test_default_conditioning.py::test_the_solves_of_derivatives_know_what_the_first_one_found",),
+    ),
+    Mutant(
         name="default: a huge solution by products is believed",
         file="backsolve/jacobians/matrix_free.py",
         old="            converged = converged & ~suspects",

@@ -7,7 +7,7 @@ from backsolve.jacobians.dense import Dense
 from backsolve.jacobians.diagonal import Diagonal
 from backsolve.jacobians.differences import find_false_curvature, find_false_derivative
 from backsolve.jacobians.equations import Constrained, Equations, LowerTriangular, MinimumNorm, Symmetric
-from backsolve.jacobians.matrix_free import MatrixFree, MatrixFreeAt
+from backsolve.jacobians.matrix_free import MatrixFree, MatrixFreeAt, Trial
 from backsolve.jacobians.probe import find_coupling, find_wrong_entries
 from backsolve.jacobians.triangular import Triangular
 
@@ -26,6 +26,7 @@ __all__ = [
     "MatrixFreeAt",
     "MinimumNorm",
     "Symmetric",
+    "Trial",
     "Triangular",
     "find_coupling",
     "find_false_curvature",

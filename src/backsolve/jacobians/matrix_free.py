@@ -166,6 +166,8 @@ class MatrixFreeAt(Assembled):
         """How to represent `J^T`, the Jacobian of `w -> J^T w`."""
         own, y = self.options.preconditioner, self.at.y.detach()
         fallback = Dense() if isinstance(self.options.fallback, Dense) else None  # others fit J only
+        if fallback is not None and self.direct is not None:  # products have just failed
+            return fallback
         if own is None:
             return replace(self.options, fallback=fallback)
         flipped: Preconditioner = lambda r, _, transposed: own(r, y, not transposed)  # noqa: E731
@@ -210,10 +212,11 @@ class MatrixFreeAt(Assembled):
     def _tried(self, trial: Trial, b: Tensor, transposed: bool) -> Tensor:
         """The solution if every event can be believed, and a probe of J where that is due; else all by the fallback."""
         if self.direct is None:
-            found = self._run(b, transposed)
-            if self._is_believed(found) and not (trial.is_due() and self._is_doubtful(b, transposed)):
-                return found.solution.reshape(b.shape)
-            trial.failed()
+            if not trial.paused:  # else products failed a moment ago, in the solve that this is a derivative of
+                found = self._run(b, transposed)
+                if self._is_believed(found) and not (trial.is_due() and self._is_doubtful(b, transposed)):
+                    return found.solution.reshape(b.shape)
+                trial.failed()
             assert self.options.fallback is not None
             self.direct = self.options.fallback.assemble(self.at)
         return self.direct.solve_transposed(b) if transposed else self.direct.solve(b)
