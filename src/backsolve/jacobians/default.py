@@ -27,8 +27,9 @@ class Default(Jacobian):
     """J as a matrix, and as products where these were measured to be faster: from 2^18 entries on, on a CPU.
 
     There `w += v - J^T w` is tried (for more events than one), then GMRES for events of 256 elements and more, at most
-    60 products in all, down to a residual of 8 eps. What that does not solve, or shows to be worse conditioned than 64, is solved with the matrix,
-    which also tells if J is singular; the next 64 calls for events of this kind then begin with the matrix.
+    60 products in all, down to a residual of 8 eps. What that does not solve, or shows to be worse conditioned than 64,
+    is solved with the matrix, which also tells if J is singular; the next 64 calls for events of this kind then begin
+    with the matrix.
 
     A residual says nothing of a direction in which J is small and that v has no part in. So at the 1st, 2nd, 4th, ...
     and each 64th such solve for a kind of event a Gaussian vector, which has a part in every direction, is solved for
