@@ -44,12 +44,14 @@ say it. One thread; the contestants of a row run interleaved in random order, an
 what happens seldom is not in it, such as the probe of f's structure that backsolve makes at the calls 1, 2, 4, 8, ...
 Where g alone is listed, the others are given g's answer from memory, so that a long solver hides nothing: add it to
 each. *hand-written* knows the derivatives of f; *floor* is the shortest code that sees f only through autograd, and
-tests nothing. Under *Compiled* the unit is the compiled closed form, under *Transforms* the eager call of backsolve
-that computes the same: with a backward pass, for the Hessian with two; *hand-written, for torch.func* is what an
-autograd.Function costs there that knows everything. jaxopt and optimistix are compiled as a whole beforehand, which is
-not counted."""
+tests nothing; *backsolve, no test* has its tests switched off, so the difference is what they cost. Under *Compiled*
+the unit is the compiled closed form, under *Transforms* the eager call of backsolve that computes the same: with a
+backward pass, for the Hessian with two; *hand-written, for torch.func* is what an autograd.Function costs there that
+knows everything. jaxopt and optimistix are compiled as a whole beforehand, which is not counted."""
 
-_READ_PROMISES = "Ratios of times, unless another unit is named."
+_READ_PROMISES = """\
+Ratios of times, unless another unit is named. What bounds those that are missed is in
+[docs/speed.md](../../docs/speed.md)."""
 
 _READ_MEMORY = "MiB of resident memory that one call takes at its highest, above its inputs, results included."
 
