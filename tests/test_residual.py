@@ -295,6 +295,19 @@ def test_events_that_have_passed_are_not_moved() -> None:
     assert inv(tensor(0.0, math.exp(30))).tolist() == [0.0, 1 + 1e-9]
 
 
+def test_an_event_without_a_newton_step_does_not_decide_about_others() -> None:
+    """Its J is NaN; f, which refuses NaN, is asked about the other event alone."""
+
+    def f(y: Tensor) -> Tensor:
+        if y.isnan().any():
+            raise ValueError("NaN")
+        return torch.where(y.abs() < 0.5, y.sqrt(), y * torch.exp(30 * y))
+
+    y = tensor(0.0, 1 + 1e-9).to(torch.complex128)
+    inv = inverse(f, lambda x: y.clone(), on_failure="nan")
+    assert inv(tensor(0.5, math.exp(30)).to(torch.complex128))[1] == y[1]
+
+
 FLAT = {
     "normal tail": (torch.special.ndtr, -25.0, [1e-300, 1e-200], torch.float64),
     "normal tail, float32": (torch.special.ndtr, -7.0, [1e-30, 1e-20], torch.float32),

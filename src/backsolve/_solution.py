@@ -190,7 +190,7 @@ def _responds(
     for relative in (4 * limits.eps, rtol):
         width = torch.maximum(8 * step.abs(), relative * y.abs())
         still = (event_norm(width, event_dim) == 0).reshape(asked.shape)
-        change = direction * torch.where(asked, torch.where(still, limits.tiny, width), 0.0)
+        change = torch.where(asked, direction * torch.where(still, limits.tiny, width), 0.0)
         ahead, behind = y + change, y - change
         try:
             response = value(ahead) - value(behind)

@@ -319,8 +319,8 @@ MUTANTS = (
     Mutant(
         name="events that have passed are moved, too",
         file="backsolve/_solution.py",
-        old="torch.where(asked, torch.where(still, limits.tiny, width), 0.0)",
-        new="torch.where(still, limits.tiny, width)",
+        old="torch.where(asked, direction * torch.where(still, limits.tiny, width), 0.0)",
+        new="direction * torch.where(still, limits.tiny, width)",
         tests=("tests/test_residual.py::test_events_that_have_passed_are_not_moved",),
     ),
     Mutant(
