@@ -235,8 +235,15 @@ MUTANTS = (
     Mutant(
         name="the smallest magnitude is the smallest number, whatever its sign",
         file="backsolve/_reduce.py",
-        old="    return low > 0 or high < 0",
-        new="    return True",
+        old="return (low, high) if low > 0 or high < 0 else None",
+        new="return low, high",
+        tests=("tests/test_reduce.py",),
+    ),
+    Mutant(
+        name="by their bits, NaN counts as larger than all numbers",
+        file="backsolve/_reduce.py",
+        old="    if 0 < first <= last:",
+        new="    if 0 < first:",
         tests=("tests/test_reduce.py",),
     ),
     Mutant(

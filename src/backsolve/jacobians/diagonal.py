@@ -13,7 +13,8 @@ from backsolve._solution import FLOATS
 from backsolve._torch import stored
 from backsolve.jacobians.base import Assembled, Entries, Jacobian, Linearized, evaluate_near
 
-_MANY = 2**14  # elements
+_MANY = 2**14  # elements: ones of no memory are worth a dearer call
+_VERY_MANY = 2**16  # elements: three passes are worth less than temporaries
 _EPS = {dtype: torch.finfo(dtype).eps for dtype in FLOATS}  # torch.finfo takes a quarter of a microsecond
 
 
@@ -122,7 +123,7 @@ class _DiagonalAt(Assembled):
         if not z.numel():
             return False
         d, y = d.detach(), y.detach()
-        if z.numel() >= _MANY and self._ranges_tell(d, y, z):
+        if z.numel() >= _VERY_MANY and self._ranges_tell(d, y, z):
             return False
         low, high = magnitudes(lambda d, y, z: (d * y).div_(z), d, y, z)
         return not (low > 4 * eps and high < 1 / eps)

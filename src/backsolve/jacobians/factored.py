@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backsolve import errors
-from backsolve._reduce import greatest_magnitude, least_magnitude, magnitudes, magnitudes_of_one_sign
+from backsolve._reduce import greatest_magnitude, least_magnitude, least_product
 from backsolve.jacobians.base import Assembled, Linearized, evaluate_near
 from backsolve.linalg import Factored, Structure
 
@@ -88,7 +88,7 @@ class FactoredAt(Assembled):
             limit = 4 * self._eps * sum(map(abs, z.flatten().tolist()))
             plain = all(abs(change) > limit for change in (diagonal * y).flatten().tolist())
         else:
-            plain = _least_product_exceeds(4 * self._eps * greatest_magnitude(z), diagonal, y)
+            plain = least_product(diagonal, y) > 4 * self._eps * greatest_magnitude(z)
         if plain:  # no row and no column is smaller; NaN compares false
             return False
         return not min(least_magnitude(change) for change in self._changes()) > 4 * self._eps
@@ -145,13 +145,6 @@ class FactoredAt(Assembled):
             return b.unsqueeze(-1).to(self.entries.dtype)
         batch, event = split(b, self.at.event_dim)
         return b.reshape(*batch, math.prod(event), 1).to(self.entries.dtype)
-
-
-def _least_product_exceeds(limit: float, a: Tensor, b: Tensor) -> bool:
-    """Whether `|a b| > limit` in all elements; NaN compares false. Ranges tell it without a temporary, mostly."""
-    if (of_b := magnitudes_of_one_sign(b)) and (of_a := magnitudes_of_one_sign(a)) and of_a[0] * of_b[0] > limit:
-        return True
-    return magnitudes(torch.mul, a, b)[0] > limit
 
 
 def dense_matrix(at: Linearized) -> Tensor:
