@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from backsolve import Dense, Diagonal, MatrixFree, errors, implicit_function, inverse
+from backsolve._nearby import _not_between
 from backsolve._solution import Tolerance, check_residual
 from backsolve.jacobians import Jacobian
 from backsolve.solvers import numpy_solver
@@ -422,6 +423,26 @@ def test_a_pole_between_two_places_is_no_root(f: Any, y: float, x: float, event_
     target = torch.stack([tensor(x)[0], f(tensor(math.atan(1e3)))[0]]).requires_grad_(graph)
     with pytest.raises(errors.ResidualError):
         inverse(f, lambda _: tensor(y, math.atan(1e3)), event_dim=event_dim)(target)
+
+
+def test_many_components_are_judged_as_few_are() -> None:
+    """Whatever f does around y: four thousand combinations of values at once, and 64 at a time."""
+    values = tensor(-math.inf, -2.0, -0.0, 1e-3, 1.0, 1.02, math.inf, math.nan)
+    one, middle, other, target = (t.flatten() for t in torch.meshgrid([values] * 4, indexing="ij"))
+    passed = torch.ones(one.numel(), dtype=torch.bool)
+    passed[_not_between(one, middle, other, target)] = False
+    few = [
+        (64 * k, rows) for k, rows in enumerate(zip(*(t.split(64) for t in (one, middle, other, target)), strict=True))
+    ]
+    by_few = torch.ones_like(passed)
+    by_few[[first + k for first, rows in few for k in _not_between(*rows)]] = False
+    assert torch.equal(passed, by_few)
+    low, high = torch.minimum(one, other), torch.maximum(one, other)
+    inside = (low < middle) & (middle < high) & (low <= target) & (target <= high)
+    assert passed.any()
+    assert inside[passed].all()
+    assert not passed[middle.isnan() | one.isinf() | other.isinf()].any()
+    assert (inside & ~passed & low.isfinite() & high.isfinite()).any()  # too near to one end: 1 and 1.02 from -2
 
 
 @pytest.mark.parametrize("graph", [False, True])

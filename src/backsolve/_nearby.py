@@ -14,10 +14,12 @@ from torch import Tensor
 from backsolve._random import gaussian_like
 
 Function = Callable[[Tensor], Tensor]
+Positions = Tensor | list[int]
 
 _ROUNDINGS = 64  # of y, that may lie between f(y) and x
 _TRIES = 3
-_FEW = 1 / 16  # of the components
+_SOME = 1 / 16  # of the components
+_FEW = 64  # components: up to here Python is faster than kernels
 
 
 def solved_but_for_rounding(y: Tensor, x: Tensor, z: Tensor, rtol: float, event_dim: int, value: Function) -> bool:
@@ -34,10 +36,10 @@ def solved_but_for_rounding(y: Tensor, x: Tensor, z: Tensor, rtol: float, event_
     if y.is_complex():
         return False
     x, y = x.detach(), y.detach()
-    off = (z / x).sub_(1).abs_().flatten()
-    doubtful = (~(off <= rtol)).nonzero()[:, 0]  # NaN compares false
-    doubtful = doubtful[z.take(doubtful) != x.take(doubtful)]  # two infinities are equal, and so are two zeros
-    if len(doubtful) > _FEW * z.numel():
+    off = (z / x).sub_(1).abs_()
+    doubtful = (off <= rtol).logical_not_().flatten().nonzero()[:, 0]  # NaN compares false
+    (doubtful,) = _chosen(_unequal(z.take(doubtful), x.take(doubtful)), doubtful)
+    if len(doubtful) > _SOME * z.numel():
         return False
     return not len(doubtful) or not len(not_bracketed(y, x, z, doubtful, rtol, event_dim, value))
 
@@ -56,17 +58,43 @@ def not_bracketed(
     signs = gaussian_like(y.new_empty(_TRIES, *event)).sign().unbind() if event else (y.new_ones(()),)
     for away in signs:
         try:
-            one, other = (value(y * (1 + side * away)).take(doubtful) for side in (-width, width))
+            one, other = (value(y.addcmul(y, away, value=side)).take(doubtful) for side in (-width, width))
         except Exception:  # noqa: BLE001 (f may raise outside its domain, whatever it likes)
             break
-        low, high = torch.minimum(one, other), torch.maximum(one, other)
-        amid = torch.minimum(middle - low, high - middle) > (high - low) / 16  # NaN compares false
-        left = ~(amid & (low <= target) & (target <= high))
-        before = len(doubtful)
-        doubtful, middle, target = doubtful[left], middle[left], target[left]
+        left, before = _not_between(one, middle, other, target), len(doubtful)
+        doubtful, middle, target = _chosen(left, doubtful, middle, target)
         if len(doubtful) in (0, before):
             break
     return doubtful
+
+
+def _not_between(one: Tensor, middle: Tensor, other: Tensor, target: Tensor) -> Positions:
+    """Where the target is not between two ends, or the middle not well between them; NaN compares false."""
+    if len(target) <= _FEW:
+        rows = zip(*(t.tolist() for t in (one, middle, other, target)), strict=True)
+        return [k for k, row in enumerate(rows) if not _is_between(*row)]
+    low, high = torch.minimum(one, other), torch.maximum(one, other)
+    amid = torch.minimum(middle - low, high - middle) > (high - low) / 16
+    return (~(amid & (low <= target) & (target <= high))).nonzero()[:, 0]
+
+
+def _is_between(one: float, middle: float, other: float, target: float) -> bool:
+    low, high = min(one, other), max(one, other)
+    return min(middle - low, high - middle) > (high - low) / 16 and low <= target <= high
+
+
+def _unequal(a: Tensor, b: Tensor) -> Positions:
+    """Where they differ: two infinities are equal, and so are two zeros."""
+    if len(a) <= _FEW:
+        return [k for k, (one, other) in enumerate(zip(a.tolist(), b.tolist(), strict=True)) if one != other]
+    return (a != b).nonzero()[:, 0]
+
+
+def _chosen(positions: Positions, *tensors: Tensor) -> list[Tensor]:
+    """These elements of some tensors of one length, mostly all or none."""
+    if len(positions) in (0, len(tensors[0])):
+        return [t[: len(positions)] for t in tensors]
+    return [t[positions] for t in tensors]
 
 
 def _width(y: Tensor, rtol: float) -> float:
