@@ -184,7 +184,8 @@ def test_everybody_runs_equally_often_in_random_order() -> None:
         return 3.0 * calls
 
     times = interleave({name: partial(clock, name) for name in "abc"}, 0.0, random.Random(0))
-    rounds = [tuple(log[i : i + 3]) for i in range(3, len(log), 3)]  # after one sample each to find its length
+    before = 3 * (measure.FIRST_CALLS + 1)  # the first calls of each, and one sample to find its length
+    rounds = [tuple(log[i : i + 3]) for i in range(before, len(log), 3)]
     assert len(rounds) == measure.FEWEST_ROUNDS
     assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
     assert len(set(rounds)) > 1
@@ -201,6 +202,21 @@ def test_samples_are_long_enough() -> None:
 
     interleave({"a": clock}, 0.0, random.Random(0))
     assert set(calls_asked_for[-measure.FEWEST_ROUNDS :]) == {32}
+
+
+@pytest.mark.parametrize(("each", "first"), [(0.0, measure.FIRST_CALLS), (0.9 * measure.LONGEST_FIRST_CALLS, 2)])
+def test_the_first_calls_do_not_count(monkeypatch, each: float, first: int) -> None:
+    """As many as must be, unless these take too long."""
+    now, asked_for = 0.0, 0
+
+    def clock(calls: int) -> float:
+        nonlocal now, asked_for
+        now, asked_for = now + each * calls, asked_for + 1
+        return 1.0
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
+    interleave({"a": clock}, 0.0, random.Random(0))
+    assert asked_for == first + 1 + measure.FEWEST_ROUNDS
 
 
 def test_the_ratio_is_taken_within_a_round(monkeypatch) -> None:
