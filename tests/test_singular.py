@@ -41,11 +41,12 @@ def test_a_turning_point_among_many_elements_of_one_sign(dtype: torch.dtype, sig
 
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
-def test_a_turning_point_whose_x_is_zero(shift: float, scale: float) -> None:
+@pytest.mark.parametrize("beside", [1, 100])
+def test_a_turning_point_whose_x_is_zero(shift: float, scale: float, beside: int) -> None:
     """scale (sin(y) - 1) = 0, as an inverse at x = 0 and as an implicit function: no x to compare f' with."""
-    x = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    y = torch.tensor([math.pi / 2, math.asin(1 - shift)], dtype=torch.float64)
-    target = torch.tensor([1.0, 1 - shift], dtype=torch.float64)
+    x = torch.zeros(1 + beside, dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([math.pi / 2] + [math.asin(1 - shift)] * beside, dtype=torch.float64)
+    target = torch.tensor([1.0] + [1 - shift] * beside, dtype=torch.float64)
     by_inverse = inverse(lambda y: scale * (torch.sin(y) - target), lambda x: y.clone())(x)
     by_condition = implicit_function(lambda y, p: scale * (torch.sin(y) - target - p), lambda p: y.clone())(x)
     for solution in (by_inverse, by_condition):
@@ -249,11 +250,14 @@ def test_rounded_singular_matrices_are_found_and_scaled_good_ones_are_not(n: int
     if n > 1:
         u, s, v = torch.linalg.svd(random_matrices(n, 200, torch.float64))
         s[:, -1] = 0
-        assert is_singular((u * s[:, None] @ v).to(dtype)).all()
+        singular = (u * s[:, None] @ v).to(dtype)
+        assert is_singular(singular).all()
+        assert all(is_singular(one) for one in singular[:20, None])
     broken = good.clone()
     broken[3] = 0
     broken[5, 0, 0] = math.nan
     assert is_singular(broken).nonzero().flatten().tolist() == [3, 5]
+    assert [k for k in range(10) if is_singular(broken[k : k + 1])] == [3, 5]
 
 
 @pytest.mark.parametrize("transposed", [False, True])

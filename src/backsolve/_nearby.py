@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from backsolve._random import gaussian_like
+from backsolve._reduce import FEW
 
 Function = Callable[[Tensor], Tensor]
 Positions = Tensor | list[int]
@@ -19,7 +20,6 @@ Positions = Tensor | list[int]
 _ROUNDINGS = 64  # of y, that may lie between f(y) and x
 _TRIES = 3
 _SOME = 1 / 16  # of the components
-_FEW = 64  # components: up to here Python is faster than kernels
 
 
 def solved_but_for_rounding(y: Tensor, x: Tensor, z: Tensor, rtol: float, event_dim: int, value: Function) -> bool:
@@ -70,7 +70,7 @@ def not_bracketed(
 
 def _not_between(one: Tensor, middle: Tensor, other: Tensor, target: Tensor) -> Positions:
     """Where the target is not between two ends, or the middle not well between them; NaN compares false."""
-    if len(target) <= _FEW:
+    if len(target) <= FEW:
         rows = zip(*(t.tolist() for t in (one, middle, other, target)), strict=True)
         return [k for k, row in enumerate(rows) if not _is_between(*row)]
     low, high = torch.minimum(one, other), torch.maximum(one, other)
@@ -85,7 +85,7 @@ def _is_between(one: float, middle: float, other: float, target: float) -> bool:
 
 def _unequal(a: Tensor, b: Tensor) -> Positions:
     """Where they differ: two infinities are equal, and so are two zeros."""
-    if len(a) <= _FEW:
+    if len(a) <= FEW:
         return [k for k, (one, other) in enumerate(zip(a.tolist(), b.tolist(), strict=True)) if one != other]
     return (a != b).nonzero()[:, 0]
 

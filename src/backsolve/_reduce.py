@@ -8,6 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+FEW = 32
+"""Elements: up to here Python is faster than kernels."""
+
 _PIECE = 2**17  # elements: the temporaries of a piece stay in the cache and in the allocator's pool
 _MANY = 2**15  # elements: from here on a cheaper pass pays for a dearer call
 _GLANCE = 2**10  # elements: enough to see that a tensor has both signs, if it has them all over

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backsolve import errors
 from backsolve._nearby import not_bracketed
-from backsolve._reduce import extremes
+from backsolve._reduce import FEW, extremes
 
 OnFailure = Literal["raise", "warn", "nan", "ignore"]
 
@@ -211,8 +211,9 @@ def obviously_solved(x: Tensor, z: Tensor, rtol: float) -> bool:
     if z.numel() == 1:
         target = x.item()
         return abs(z.item() - target) <= rtol * abs(target) < math.inf
-    if not z.numel():
-        return True
+    if z.numel() <= FEW:
+        pairs = zip(z.flatten().tolist(), x.flatten().tolist(), strict=True)
+        return all(abs(value - target) <= rtol * abs(target) < math.inf for value, target in pairs)
     if x.is_complex():
         return extremes(lambda z, x: (z / x - 1).abs(), z, x.detach())[1] <= rtol
     low, high = extremes(torch.div, z, x.detach())

@@ -226,6 +226,27 @@ MUTANTS = (
         tests=("tests/test_jacobians.py::test_known_entries_of_an_untested_f_that_closes_over_a_weight",),
     ),
     Mutant(
+        name="slopes too steep for x are not suspects, of many elements",
+        file="backsolve/jacobians/diagonal.py",
+        old="return not (low > 4 * eps and high < 1 / eps)",
+        new="return not low > 4 * eps",
+        tests=("tests/test_singular.py::test_a_turning_point_whose_x_is_zero",),
+    ),
+    Mutant(
+        name="slopes too steep for x are not suspects, of few elements",
+        file="backsolve/jacobians/diagonal.py",
+        old=" and eps * change < abs(x) for",
+        new=" for",
+        tests=("tests/test_singular.py::test_a_turning_point_whose_x_is_zero",),
+    ),
+    Mutant(
+        name="small matrices: every pivot is large enough",
+        file="backsolve/linalg/dense.py",
+        old="abs(column[k]) > 1e-3 * sum(map(abs, column))",
+        new="abs(column[k]) >= 0",
+        tests=("tests/test_singular.py::test_rounded_singular_matrices_are_found_and_scaled_good_ones_are_not",),
+    ),
+    Mutant(
         name="of many elements, the smallest slope is not asked for",
         file="backsolve/jacobians/diagonal.py",
         old="least_d * least_y > 4 * eps * most_z",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backsolve._reduce import magnitudes, magnitudes_of_one_sign
+from backsolve._reduce import FEW, magnitudes, magnitudes_of_one_sign
 from backsolve._solution import FLOATS
 from backsolve._torch import stored
 from backsolve.jacobians.base import Assembled, Entries, Jacobian, Linearized, evaluate_near
@@ -120,8 +120,9 @@ class _DiagonalAt(Assembled):
         if z.numel() == 1:
             change, x = abs(d.item() * y.item()), abs(z.item())
             return not (change > 4 * eps * x and eps * change < x)
-        if not z.numel():
-            return False
+        if z.numel() <= FEW:
+            rows = zip(*(t.flatten().tolist() for t in (d, y, z)), strict=True)
+            return not all(4 * eps * abs(x) < (change := abs(d * y)) and eps * change < abs(x) for d, y, x in rows)
         d, y = d.detach(), y.detach()
         if z.numel() >= _VERY_MANY and self._ranges_tell(d, y, z):
             return False

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from backsolve import errors
-from backsolve._reduce import greatest_magnitude, least_magnitude, least_product
+from backsolve._reduce import FEW, greatest_magnitude, least_magnitude, least_product
 from backsolve.jacobians.base import Assembled, Linearized, evaluate_near
 from backsolve.linalg import Factored, Structure
 
 _PRINTABLE = 512  # up to here singular values are worked out for a message
-_FEW = 64  # elements: up to here Python is faster than kernels
 _AT_ONCE = 2**17  # elements of a stack of cotangents: what f's backward makes of it stays in the cache
 _FEWEST = 1024  # events in it: a product with fewer rows costs more for each
 
@@ -83,11 +82,12 @@ class FactoredAt(Assembled):
         if self.at.implicit or not self.entries.numel():
             return self.at.implicit
         y, z, diagonal = self.at.y.detach(), self.at.value, self.structure.diagonal(self.entries.detach())
-        y = y.reshape(diagonal.shape).to(diagonal.dtype)
-        if y.numel() <= _FEW:
+        if y.numel() <= FEW:
             limit = 4 * self._eps * sum(map(abs, z.flatten().tolist()))
-            plain = all(abs(change) > limit for change in (diagonal * y).flatten().tolist())
+            pairs = zip(diagonal.flatten().tolist(), y.flatten().tolist(), strict=True)
+            plain = all(abs(slope * value) > limit for slope, value in pairs)
         else:
+            y = y.reshape(diagonal.shape).to(diagonal.dtype)
             plain = least_product(diagonal, y) > 4 * self._eps * greatest_magnitude(z)
         if plain:  # no row and no column is smaller; NaN compares false
             return False

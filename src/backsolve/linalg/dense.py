@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from backsolve import errors
+from backsolve._reduce import FEW
 from backsolve._torch import solve_and_factor
 from backsolve.linalg.factored import Factored, Factors, Structure
 
 _SMALL = 16  # up to this size the views cost more than they save
-_FEW = 64  # elements: up to here Python is faster than kernels
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,8 @@ def _singular(structure: Structure, entries: Tensor, factors: Factors, lu: Tenso
     """
     if not lu.numel():
         return None
+    if lu.numel() <= FEW and all(map(_has_large_pivots, lu.reshape(-1, *lu.shape[-2:]).tolist())):
+        return None
     diagonal = lu.diagonal(dim1=-2, dim2=-1)
     # The sum is at most sqrt(n) times the Euclidean norm, which takes a third of the time, and no memory.
     if _exceeds(diagonal, torch.linalg.vector_norm(lu.mT, dim=-1), 1e-3 * lu.shape[-1] ** 0.5):
@@ -179,9 +181,13 @@ def _singular(structure: Structure, entries: Tensor, factors: Factors, lu: Tenso
     return suspects
 
 
+def _has_large_pivots(lu: list[list[complex]]) -> bool:
+    return all(abs(column[k]) > 1e-3 * sum(map(abs, column)) for k, column in enumerate(zip(*lu, strict=True)))
+
+
 def _exceeds(a: Tensor, b: Tensor, limit: float) -> bool:
     """Whether `|a| > limit b` in all elements; b is of the same shape, and not negative. NaN compares false."""
-    if a.numel() > _FEW:
+    if a.numel() > FEW:
         return (a.abs() / b).amin().item() > limit
     return all(abs(p) > limit * q for p, q in zip(a.flatten().tolist(), b.flatten().tolist(), strict=True))
 
