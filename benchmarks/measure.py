@@ -21,7 +21,8 @@ Clock = Callable[[int], float]  # seconds that so many calls take
 
 SHORTEST_SAMPLE = 2e-2  # seconds
 FEWEST_ROUNDS = 3
-FIRST_CALLS, LONGEST_FIRST_CALLS = 16, 4.0  # seconds
+FIRST_CALLS = 16
+LONGEST_FIRST_CALLS = 4.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,9 @@ def grow(cases: Sequence[Case], budget: float, order: random.Random) -> dict[str
 
 
 def _calls_in_a_sample(clock: Clock) -> int:
-    """How many calls take long enough to be timed; found after the first ones, of which backsolve probes every other.
+    """How many calls take long enough to be timed; found after the first ones.
 
-    It probes at the calls 1, 2, 4, 8, 16, 32, ...: with few rounds of one call these would be the median.
+    backsolve probes f at the calls 1, 2, 4, 8, 16, 32, ...: with few rounds of one call these would be the median.
     """
     end = time.perf_counter() + LONGEST_FIRST_CALLS
     for _ in range(FIRST_CALLS):
@@ -110,7 +111,7 @@ def _calls_in_a_sample(clock: Clock) -> int:
         if time.perf_counter() > end:
             break
     calls = 1
-    while (taken := clock(calls)) < SHORTEST_SAMPLE:  # the first ones warm up as well
+    while (taken := clock(calls)) < SHORTEST_SAMPLE:
         calls *= 4 if taken < SHORTEST_SAMPLE / 4 else 2
     return calls
 

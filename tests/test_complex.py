@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from backsolve import Dense, Diagonal, Triangular, errors, inverse
+from backsolve import Banded, Dense, Diagonal, Triangular, errors, inverse
 from backsolve.solvers import Bracket, numpy_solver
 from tests.test_transforms import assert_same
 
@@ -136,6 +137,53 @@ def test_a_coupling_is_found() -> None:
     inv = inverse(lambda y: y + 0.01 * y.sum(), lambda x: x - 0.01 * x.sum() / 1.04)
     with pytest.raises(errors.StructureError, match="not elementwise"):
         inv(x).abs().sum().backward()
+
+
+STRUCTURES = {
+    "Diagonal": (Diagonal(), 0),
+    "Dense": (Dense(), 1),
+    "Triangular": (Triangular(), 1),
+    "Banded": (Banded(1, 1), 1),
+}
+
+
+@pytest.mark.parametrize("n", [1, 2, 40])
+@pytest.mark.parametrize(("jacobian", "event_dim"), STRUCTURES.values(), ids=STRUCTURES.keys())
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.complex64, 3.4e38), (torch.complex128, 1.79e308)])
+def test_slopes_whose_parts_overflow(n: int, jacobian: Any, event_dim: int, dtype: torch.dtype, largest: float) -> None:
+    """torch and LAPACK divide by way of |re| + |im|, and answer 0 where that overflows."""
+    for scale in (1e-3, 0.5, 0.6, 0.9):
+        slope = scale * largest * (1 + 1j)
+        y = torch.full((n,), 1e-3, dtype=dtype)
+        x = (y * slope).requires_grad_()
+        result = inverse(lambda y, c=slope: y * c, lambda _, y=y: y.clone(), event_dim=event_dim, jacobian=jacobian)(x)
+        if scale > 0.5:
+            with pytest.raises(errors.SingularJacobianError):
+                result.real.sum().backward()
+        elif scale < 0.5:
+            result.real.sum().backward()
+            assert x.grad is not None
+            scaled = x.grad * (2 * slope.real)  # subnormal numbers in complex64 have few digits
+            assert (scaled - (1 + 1j)).abs().max() <= 1e-2
+
+
+@pytest.mark.parametrize("n", [1, 2, 40])
+def test_numbers_whose_modulus_overflows(n: int) -> None:
+    x = torch.full((n,), 1.5e308 * (1 + 1j), dtype=torch.complex128)
+    assert torch.equal(inverse(torch.positive, lambda x: x.clone())(x), x)
+    with pytest.raises(errors.ResidualError):
+        inverse(torch.positive, lambda x: x / 2)(x)
+    with pytest.raises(errors.ResidualError):  # a modulus of infinity leaves room for any Newton step
+        inverse(lambda y: 1e-3 * y, lambda _: x.clone())(x / 2e3)
+
+
+@pytest.mark.parametrize("n", [1, 2, 40])
+def test_not_a_number(n: int) -> None:
+    """The underflow of exp leaves an error behind at which Python's abs(complex(nan, 1)) would raise."""
+    y = torch.full((n,), 2000 + 1j, dtype=torch.complex128)
+    y[0] = complex(math.nan, 1)
+    x = torch.full((n,), 0.5 + 0.1j, dtype=torch.complex128)
+    assert inverse(lambda y: torch.exp(-y), lambda _: y.clone(), on_failure="nan")(x).isnan().all()
 
 
 def test_errors() -> None:

@@ -56,3 +56,17 @@ def test_magnitudes_are_found_whatever_the_signs(
         assert ends_of_one_sign(t) == (tuple(e.item() for e in torch.aminmax(t)) if one_sign else None)
         assert str(least_magnitude(t)) == str(expected[0])
         assert str(least_product(t, t)) == str((t * t).amin().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("n", [4, 2**16])
+def test_numbers_that_are_stored_with_the_other_sign(n: int, dtype: torch.dtype) -> None:
+    """The imaginary part of a conjugate is a view with a bit that says so; integers have none."""
+    stored = torch.zeros(n, dtype=dtype.to_complex())
+    stored.imag.copy_(torch.linspace(1, 2, n))
+    t = stored.conj().imag
+    assert t.is_neg()
+    assert ends_of_one_sign(t) == (-2, -1)
+    assert extremes(torch.positive, t) == (-2, -1)
+    assert least_magnitude(t) == least_product(t, torch.ones_like(t)) == 1
+    assert greatest_magnitude(t) == 2

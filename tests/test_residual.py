@@ -425,6 +425,21 @@ def test_a_pole_between_two_places_is_no_root(f: Any, y: float, x: float, event_
         inverse(f, lambda _: tensor(y, math.atan(1e3)), event_dim=event_dim)(target)
 
 
+def test_doubtful_components_beside_an_infinite_one() -> None:
+    """A masked logit: y is infinite in one component, and another that reads it is off by the rounding of its terms."""
+    y = torch.linspace(1, 2, 64, dtype=torch.float64)
+    y[0] = -math.inf
+    constant = 1e3 * torch.logsumexp(y[:6], 0) + y[6]
+
+    def f(y: Tensor) -> Tensor:
+        sixth = y[..., 6:7] + 1e3 * torch.logsumexp(y[..., :6], -1, keepdim=True) - constant
+        return torch.cat([y[..., :6], sixth, y[..., 7:]], -1)
+
+    x = f(y)
+    x[6] += 1e3 * EPS
+    assert torch.equal(inverse(f, lambda _: y.clone(), event_dim=1)(x), y)
+
+
 def test_many_components_are_judged_as_few_are() -> None:
     """Whatever f does around y: four thousand combinations of values at once, and 64 at a time."""
     values = tensor(-math.inf, -2.0, -0.0, 1e-3, 1.0, 1.02, math.inf, math.nan)

@@ -58,7 +58,7 @@ def not_bracketed(
     signs = gaussian_like(y.new_empty(_TRIES, *event)).sign().unbind() if event else (y.new_ones(()),)
     for away in signs:
         try:
-            one, other = (value(y.addcmul(y, away, value=side)).take(doubtful) for side in (-width, width))
+            one, other = (value(y * (side * away).add_(1)).take(doubtful) for side in (-width, width))
         except Exception:  # noqa: BLE001 (f may raise outside its domain, whatever it likes)
             break
         left, before = _not_between(one, middle, other, target), len(doubtful)

@@ -56,7 +56,7 @@ def ends_of_one_sign(t: Tensor) -> Ends | None:
     if bits is None or t.numel() < _MANY:
         low, high = _ends(t)
         return (low, high) if low > 0 or high < 0 else None
-    first, last = (end.view(t.dtype).item() for end in torch.aminmax(t.detach().view(bits)))
+    first, last = (end.view(t.dtype).item() for end in torch.aminmax(t.detach().resolve_neg().view(bits)))
     if 0 < first <= last:
         return first, last
     return (last, first) if last <= first < 0 else None

@@ -207,8 +207,8 @@ MUTANTS = (
     Mutant(
         name="a matrix is regular until its pivots vanish beside a norm",
         file="backsolve/linalg/dense.py",
-        old="dim=-1), 1e-3 * lu.shape[-1] ** 0.5):",
-        new="dim=-1), 0.0):",
+        old="dim=-1), 1e-3 * lu.shape[-1] ** 0.5)",
+        new="dim=-1), 0.0)",
         tests=("tests/test_singular.py::test_rounded_singular_matrices_are_found_and_scaled_good_ones_are_not",),
     ),
     Mutant(
@@ -245,6 +245,27 @@ MUTANTS = (
         old="abs(column[k]) > 1e-3 * sum(map(abs, column))",
         new="abs(column[k]) >= 0",
         tests=("tests/test_singular.py::test_rounded_singular_matrices_are_found_and_scaled_good_ones_are_not",),
+    ),
+    Mutant(
+        name="entries of a complex J may be as large as they like",
+        file="backsolve/jacobians/factored.py",
+        old="            failed = _either(failed, self._overflows())",
+        new="            pass",
+        tests=("tests/test_complex.py::test_slopes_whose_parts_overflow",),
+    ),
+    Mutant(
+        name="a complex slope may be as large as it likes",
+        file="backsolve/jacobians/diagonal.py",
+        old="return unusable | ~(d.real.abs() + d.imag.abs()).isfinite() if",
+        new="return unusable if",
+        tests=("tests/test_complex.py::test_slopes_whose_parts_overflow",),
+    ),
+    Mutant(
+        name="a modulus that overflows lends its size to any difference",
+        file="backsolve/_solution.py",
+        old="residual.isfinite() & y_norm.isfinite()",
+        new="residual.isfinite()",
+        tests=("tests/test_complex.py::test_numbers_whose_modulus_overflows",),
     ),
     Mutant(
         name="of many elements, the smallest slope is not asked for",
@@ -312,7 +333,7 @@ MUTANTS = (
     Mutant(
         name="an infinite component lends its size to the others",
         file="backsolve/_solution.py",
-        old="(difference.abs() <= rtol * size) & difference.isfinite()",
+        old="(difference.abs() <= rtol * size) & size.isfinite()",
         new="(difference.abs() <= rtol * size)",
         tests=("tests/test_residual.py::test_infinity_does_not_solve_a_finite_x",),
     ),
@@ -368,8 +389,8 @@ MUTANTS = (
     Mutant(
         name="a dense turning point is not looked for",
         file="backsolve/jacobians/factored.py",
-        old="        if not self._is_suspect():",
-        new="        if True:",
+        old="if self._is_suspect() else failed",
+        new="if False else failed",
         tests=("tests/test_singular.py::test_a_dense_turning_point",),
     ),
     Mutant(

@@ -98,7 +98,7 @@ class _DiagonalAt(Assembled):
         d, y, z = self.diagonal.detach(), self.at.y.detach(), self.at.value
         eps = torch.finfo(y.dtype).eps
         suspects = self._suspects()
-        hopeless = ~d.isfinite() | (d == 0)
+        hopeless = _is_no_divisor(d)
         away = torch.maximum(y.abs(), torch.where(hopeless, 0.0, z / d).abs())
         near = evaluate_near(self.make, self.at, y + torch.where(suspects, 4 * eps * away, 0.0))
         hopeless = hopeless | (suspects if near is None else suspects & ~((near - d).abs() < d.abs() / 2))
@@ -111,23 +111,26 @@ class _DiagonalAt(Assembled):
         d, y, z = self.diagonal.detach(), self.at.y.detach(), self.at.value
         eps = torch.finfo(y.dtype).eps
         ratio = (d * y / z).abs()
-        return ~((ratio > 4 * eps) & (ratio < 1 / eps)) | self.at.implicit
+        suspects = ~((ratio > 4 * eps) & (ratio < 1 / eps)) | self.at.implicit
+        return suspects | _is_no_divisor(d) if d.is_complex() else suspects
 
     def _is_suspect(self) -> bool:
         """Whether any element is, in the fewest kernels; NaN compares false."""
         d, y, z = self.diagonal, self.at.y, self.at.value
         eps = _EPS[y.dtype]
-        if z.numel() == 1:
-            change, x = abs(d.item() * y.item()), abs(z.item())
-            return not (change > 4 * eps * x and eps * change < x)
-        if z.numel() <= FEW:
+        if z.numel() <= FEW and not z.is_complex():  # Python's abs of a complex number may raise
+            if z.numel() == 1:
+                change, x = abs(d.item() * y.item()), abs(z.item())
+                return not (change > 4 * eps * x and eps * change < x)
             rows = zip(*(t.flatten().tolist() for t in (d, y, z)), strict=True)
             return not all(4 * eps * abs(x) < (change := abs(d * y)) and eps * change < abs(x) for d, y, x in rows)
+        if not z.numel():
+            return False
         d, y = d.detach(), y.detach()
         if z.numel() >= _VERY_MANY and self._ranges_tell(d, y, z):
             return False
         low, high = magnitudes(lambda d, y, z: (d * y).div_(z), d, y, z)
-        return not (low > 4 * eps and high < 1 / eps)
+        return not (low > 4 * eps and high < 1 / eps) or (d.is_complex() and bool(_is_no_divisor(d).any()))
 
     @staticmethod
     def _ranges_tell(d: Tensor, y: Tensor, z: Tensor) -> bool:
@@ -150,9 +153,15 @@ class _DiagonalAt(Assembled):
         return 8 * torch.finfo(u.dtype).eps * (self.diagonal * u).abs()
 
     def numbers(self, index: tuple[int, ...]) -> str:
-        y, d = self.at.y[index].flatten().tolist(), self.diagonal[index].flatten().tolist()
-        worst = min(range(len(d)), key=lambda i: abs(d[i]))
-        return f"y = {y[worst]:.9g}, f'(y) = {d[worst]:.3g}"
+        y, d = self.at.y[index].flatten(), self.diagonal[index].flatten()
+        worst = d.abs().argmin()
+        return f"y = {y[worst].item():.9g}, f'(y) = {d[worst].item():.3g}"
+
+
+def _is_no_divisor(d: Tensor) -> Tensor:
+    """Where no quotient by d means anything. Of complex numbers torch adds both parts, which may overflow."""
+    unusable = ~d.isfinite() | (d == 0)
+    return unusable | ~(d.real.abs() + d.imag.abs()).isfinite() if d.is_complex() else unusable
 
 
 def _conjugate(t: Tensor) -> Tensor:

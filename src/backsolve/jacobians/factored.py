@@ -14,6 +14,7 @@ from backsolve.jacobians.base import Assembled, Linearized, evaluate_near
 from backsolve.linalg import Factored, Structure
 
 _PRINTABLE = 512  # up to here singular values are worked out for a message
+_LARGEST = 2**-8  # of the largest number: up to here an entry leaves room for the sums of an elimination
 _AT_ONCE = 2**17  # elements of a stack of cotangents: what f's backward makes of it stays in the cache
 _FEWEST = 1024  # events in it: a product with fewer rows costs more for each
 
@@ -65,13 +66,20 @@ class FactoredAt(Assembled):
         cannot be told from one that is there by right: of the two, only the first has a wrong derivative.)
         """
         failed = self.a.singular()
-        if not self._is_suspect():
-            return failed
-        return self._lost() if failed is None else failed | self._lost()
+        if self.entries.is_complex():
+            failed = _either(failed, self._overflows())
+        return _either(failed, self._lost()) if self._is_suspect() else failed
 
     def suspicious(self) -> Tensor:
         plain = (torch.stack(self._changes()) > 4 * self._eps).all()  # NaN compares false
-        return ~plain | self.at.implicit | self.a.suspicious()
+        suspicious = ~plain | self.at.implicit | self.a.suspicious()
+        return suspicious | self._overflows().any() if self.entries.is_complex() else suspicious
+
+    def _overflows(self) -> Tensor:
+        """Where a division by a pivot may overflow on its way: that of complex numbers adds their parts."""
+        ones = self._column(torch.ones_like(self.at.y.detach()))
+        rows = self.structure.times(self.entries.detach().abs(), ones.real, False)
+        return ~(rows < _LARGEST * torch.finfo(rows.dtype).max).all(-1).all(-1)  # NaN compares false
 
     @property
     def _eps(self) -> float:
@@ -82,7 +90,7 @@ class FactoredAt(Assembled):
         if self.at.implicit or not self.entries.numel():
             return self.at.implicit
         y, z, diagonal = self.at.y.detach(), self.at.value, self.structure.diagonal(self.entries.detach())
-        if y.numel() <= FEW:
+        if y.numel() <= FEW and not y.is_complex():
             limit = 4 * self._eps * sum(map(abs, z.flatten().tolist()))
             pairs = zip(diagonal.flatten().tolist(), y.flatten().tolist(), strict=True)
             plain = all(abs(slope * value) > limit for slope, value in pairs)
@@ -145,6 +153,10 @@ class FactoredAt(Assembled):
             return b.unsqueeze(-1).to(self.entries.dtype)
         batch, event = split(b, self.at.event_dim)
         return b.reshape(*batch, math.prod(event), 1).to(self.entries.dtype)
+
+
+def _either(some: Tensor | None, others: Tensor) -> Tensor:
+    return others if some is None else some | others
 
 
 def dense_matrix(at: Linearized) -> Tensor:

@@ -164,11 +164,12 @@ def _singular(structure: Structure, entries: Tensor, factors: Factors, lu: Tenso
     """
     if not lu.numel():
         return None
-    if lu.numel() <= FEW and all(map(_has_large_pivots, lu.reshape(-1, *lu.shape[-2:]).tolist())):
-        return None
     diagonal = lu.diagonal(dim1=-2, dim2=-1)
-    # The sum is at most sqrt(n) times the Euclidean norm, which takes a third of the time, and no memory.
-    if _exceeds(diagonal, torch.linalg.vector_norm(lu.mT, dim=-1), 1e-3 * lu.shape[-1] ** 0.5):
+    if lu.numel() <= FEW and not lu.is_complex():
+        plain = all(map(_has_large_pivots, lu.reshape(-1, *lu.shape[-2:]).tolist()))
+    else:  # the sum is at most sqrt(n) times the Euclidean norm, which takes a third of the time, and no memory
+        plain = _exceeds(diagonal, torch.linalg.vector_norm(lu.mT, dim=-1), 1e-3 * lu.shape[-1] ** 0.5)
+    if plain:
         return None
     pivots = diagonal.abs() / lu.abs().sum(-2)
     if pivots.amin().item() > 1e-3:
@@ -181,13 +182,13 @@ def _singular(structure: Structure, entries: Tensor, factors: Factors, lu: Tenso
     return suspects
 
 
-def _has_large_pivots(lu: list[list[complex]]) -> bool:
+def _has_large_pivots(lu: list[list[float]]) -> bool:
     return all(abs(column[k]) > 1e-3 * sum(map(abs, column)) for k, column in enumerate(zip(*lu, strict=True)))
 
 
 def _exceeds(a: Tensor, b: Tensor, limit: float) -> bool:
     """Whether `|a| > limit b` in all elements; b is of the same shape, and not negative. NaN compares false."""
-    if a.numel() > FEW:
+    if a.numel() > FEW or a.is_complex():  # Python's abs of a complex number may raise
         return (a.abs() / b).amin().item() > limit
     return all(abs(p) > limit * q for p, q in zip(a.flatten().tolist(), b.flatten().tolist(), strict=True))
 
