@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backsolve import Inverse, errors, inverse, inverse_of
+from backsolve import Banded, Dense, Inverse, MatrixFree, errors, inverse, inverse_of
 from backsolve._solve import _problems
 from backsolve.solvers import numpy_solver
 from tests.test_compiled import compiled, pytestmark  # noqa: F401  (its filters of warnings)
@@ -247,3 +247,69 @@ def test_a_copied_module_reads_its_own_weights(wrap: Any, copied: Any) -> None:
     torch.testing.assert_close(y, expected, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(twin.layer.weight.grad, weight.grad, rtol=1e-12, atol=1e-12)
     assert torch.equal(original.layer.weight.grad, before)
+
+
+JACOBIANS = {
+    "elementwise": (None, 0),
+    "default": (None, 1),
+    "Dense": (Dense(), 1),
+    "Banded": (Banded(0, 0), 1),
+    "MatrixFree": (MatrixFree(), 1),
+}
+
+
+def f_of_a_sum(y: Tensor, p: Tensor, w: Tensor) -> Tensor:
+    return y + y**3 + (p + w)
+
+
+def through_params(inv: Callable[..., Tensor], x: Tensor, p: Tensor, w: Tensor) -> Tensor:
+    return inv(x, p, w)
+
+
+def through_a_closure(inv: Any, x: Tensor, p: Tensor, w: Tensor) -> Tensor:
+    return inverse(lambda y: f_of_a_sum(y, p, w), lambda x: inv(x, p, w).detach(), **inv._options)(x)
+
+
+def through_vmap(inv: Callable[..., Tensor], x: Tensor, p: Tensor, w: Tensor) -> Tensor:
+    return torch.func.vmap(inv, (0, None, None))(x, p, w)
+
+
+def through_the_log_determinant(inv: Any, x: Tensor, p: Tensor, w: Tensor) -> Tensor:
+    return inv.with_log_det(x, p, w)[1]
+
+
+@pytest.mark.parametrize("way", [through_params, through_a_closure, through_vmap, through_the_log_determinant])
+@pytest.mark.parametrize(("jacobian", "event_dim"), JACOBIANS.values(), ids=JACOBIANS.keys())
+@pytest.mark.parametrize("hooked", [False, True])
+def test_each_leaf_accumulates_in_its_own_memory(way: Any, jacobian: Any, event_dim: int, hooked: bool) -> None:
+    """The derivatives of f by p and w are one tensor; autograd takes what it is given for .grad, and adds to it later."""
+
+    def g(x: Tensor, p: Tensor, w: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        for _ in range(60):
+            y = y - (f_of_a_sum(y, p, w) - x) / (1 + 3 * y**2)
+        return y
+
+    inv = inverse(f_of_a_sum, g, event_dim=event_dim, jacobian=jacobian)
+    x = torch.linspace(-2, 3, 15, dtype=torch.float64).reshape(5, 3)
+    leaves = [torch.linspace(0, 1, 3, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    if hooked:
+        for leaf in leaves:
+            leaf.register_hook(lambda v: v)
+    once = torch.autograd.grad(way(inv, x, *leaves).sum(), leaves)
+    for _ in range(3):
+        way(inv, x, *leaves).sum().backward()
+    for leaf, grad in zip(leaves, once, strict=True):
+        assert leaf.grad is not None
+        torch.testing.assert_close(leaf.grad, 3 * grad)
+
+
+def test_the_cotangent_is_not_accumulated_into() -> None:
+    """J is the identity, so that its product with v is v; x.grad must not be that tensor."""
+    shift = inverse(lambda y, p: y - p, lambda x, p: x + p, event_dim=1, jacobian=MatrixFree("richardson"))
+    x, v = torch.rand(3, requires_grad=True), torch.ones(3)
+    for _ in range(3):
+        shift(x, torch.rand(3)).backward(v)
+    assert torch.equal(v, torch.ones(3))
+    assert x.grad is not None
+    assert torch.equal(x.grad, 3 * v)

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils import _pytree as pytree
 
+from backsolve._torch import alias
+
 
 class _Slot:
     """Stands for a tensor in a tree of arguments."""
@@ -63,4 +65,4 @@ class Arguments:
         Inside the f of another inverse such a mode puts other tensors in the place of those that f closes over; an
         autograd.Function would not notice.
         """
-        self.tensors = tuple(t.view_as(t) for t in self.tensors)
+        self.tensors = tuple(alias(t) for t in self.tensors)

@@ -21,7 +21,7 @@ from backsolve import errors
 from backsolve._functorch import current_level, down_to, is_differentiated, is_functorch_wrapped
 from backsolve._levels import tensors_in
 from backsolve._places import Place, places_of
-from backsolve._torch import LEAF_NODE, sequence_number
+from backsolve._torch import LEAF_NODE, alias, sequence_number
 
 Edge = tuple[Node, int]
 
@@ -133,7 +133,7 @@ class Recording(TorchFunctionMode):
         found = []
         for tensor in self.seen.values():
             if tensor.requires_grad and not is_functorch_wrapped(tensor):
-                view = tensor.view_as(tensor)
+                view = alias(tensor)
                 if view.grad_fn is not None and view.grad_fn.next_functions[0] in wanted:
                     found.append(Capture(view, tensor))
         return found
@@ -202,7 +202,7 @@ class Reading(TorchFunctionMode):
         """
         read = [t for t in self.read.values() if is_differentiated(t)]
         places = places_of(read, functions)
-        return [Capture(t.view_as(t), t, places[id(t)]) for t in read]
+        return [Capture(alias(t), t, places[id(t)]) for t in read]
 
 
 def trace(evaluate: Callable[[], Sequence[Tensor]], known: Sequence[Tensor], call: str) -> Traced:

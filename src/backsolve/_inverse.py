@@ -20,7 +20,7 @@ from backsolve._attach import Rule
 from backsolve._levels import Peeled
 from backsolve._solution import FLOATS, OnFailure, Solution, Tolerance
 from backsolve._solve import ParamEventDims, Problem
-from backsolve._torch import PLAIN, active_transform, is_distributed, never_compiled, not_traced
+from backsolve._torch import PLAIN, active_transform, alias, is_distributed, never_compiled, not_traced
 from backsolve.jacobians import Default, Diagonal, Jacobian
 from backsolve.solvers.foreign import Solver, as_solver, name_of
 
@@ -126,7 +126,7 @@ class Inverse:
         if is_compiling():
             return _compiled_call(problem, x, arguments, report)
         if has_torch_function_unary(x):
-            x = x.view_as(x)
+            x = alias(x)
             arguments.through_modes()
         return _call(problem, x, arguments, report=report)
 

@@ -29,6 +29,7 @@ _dispatch_mode: Any = _C._get_dispatch_mode
 _is_any_autocast_enabled: Any = _C._is_any_autocast_enabled
 _PROXY: Any = _C._TorchDispatchModeKey.PROXY
 _NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
+_ALIAS: Any = torch.ops.aten.alias.default
 _ENGINE: Any = Variable._execution_engine
 LEAF_NODE: Any = _C._functions.AccumulateGrad
 """The node that ends every path of a graph and holds its leaf tensor as `variable`."""
@@ -154,9 +155,18 @@ def wanted_gradients(node: Any, skip: int) -> list[bool]:
     return [following is not None and _will_execute(following) for following, _ in node.next_functions[skip:]]
 
 
+def alias(tensor: Tensor) -> Tensor:
+    """The same numbers as another tensor of the graph, to which gradients are handed on as they are.
+
+    `tensor.view_as(tensor)` hands on aliases of them; autograd takes the alias for a tensor that nobody else holds, and
+    leaves that accumulate one gradient each, equal ones of two params say, accumulate both in one memory.
+    """
+    return _ALIAS(tensor)
+
+
 def beside_leaf(tensor: Tensor) -> Tensor:
-    """The tensor, or a view of it if it is a leaf: of leaves `wanted_gradients` learns by an exception, for 17 us."""
-    return tensor.view_as(tensor) if tensor.requires_grad and tensor.is_leaf else tensor
+    """The tensor, or an alias of it if it is a leaf: of leaves `wanted_gradients` learns by an exception, for 17 us."""
+    return _ALIAS(tensor) if tensor.requires_grad and tensor.is_leaf else tensor
 
 
 def _will_execute(node: Any) -> bool:

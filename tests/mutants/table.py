@@ -263,9 +263,23 @@ MUTANTS = (
     Mutant(
         name="a modulus that overflows lends its size to any difference",
         file="backsolve/_solution.py",
-        old="residual.isfinite() & y_norm.isfinite()",
-        new="residual.isfinite()",
+        old="(difference.abs() <= rtol * size) & size.isfinite()",
+        new="(difference.abs() <= rtol * size) & difference.isfinite()",
         tests=("tests/test_complex.py::test_numbers_whose_modulus_overflows",),
+    ),
+    Mutant(
+        name="leaves share the memory of equal gradients",
+        file="backsolve/_torch.py",
+        old="    return _ALIAS(tensor) if",
+        new="    return tensor.view_as(tensor) if",
+        tests=("tests/test_lifetime.py::test_each_leaf_accumulates_in_its_own_memory",),
+    ),
+    Mutant(
+        name="a product's solution is the right-hand side itself",
+        file="backsolve/jacobians/matrix_free.py",
+        old="return u.clone() if u.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() else u",
+        new="return u",
+        tests=("tests/test_lifetime.py::test_the_cotangent_is_not_accumulated_into",),
     ),
     Mutant(
         name="of many elements, the smallest slope is not asked for",

@@ -207,7 +207,13 @@ class MatrixFreeAt(Assembled):
         if self.trial is not None:
             return self._tried(self.trial, b, transposed)
         found = self._run(b, transposed)
-        return found.solution.reshape(b.shape) if found.solved else self._judged(found, b, transposed)
+        return self._own(found, b) if found.solved else self._judged(found, b, transposed)
+
+    @staticmethod
+    def _own(found: Krylov, b: Tensor) -> Tensor:
+        """The solution, on a memory of its own also where it is b: autograd accumulates into what it is given."""
+        u = found.solution.reshape(b.shape)
+        return u.clone() if u.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() else u
 
     def _tried(self, trial: Trial, b: Tensor, transposed: bool) -> Tensor:
         """The solution if every event can be believed, and a probe of J where that is due; else all by the fallback."""
@@ -215,7 +221,7 @@ class MatrixFreeAt(Assembled):
             if not trial.paused:  # else products failed a moment ago, in the solve that this is a derivative of
                 found = self._run(b, transposed)
                 if self._is_believed(found) and not (trial.is_due() and self._is_doubtful(b, transposed)):
-                    return found.solution.reshape(b.shape)
+                    return self._own(found, b)
                 trial.failed()
             assert self.options.fallback is not None
             self.direct = self.options.fallback.assemble(self.at)
@@ -246,7 +252,7 @@ class MatrixFreeAt(Assembled):
         batch = split(b, self.at.event_dim)[0]
         if found.indefinite is not None and found.indefinite.any():
             raise errors.negative_curvature(tuple(int(i) for i in found.indefinite.reshape(batch).nonzero()[0]))
-        u, fallback = found.solution.reshape(b.shape), self.options.fallback
+        u, fallback = self._own(found, b), self.options.fallback
         converged = self._is_well_conditioned(found)
         suspects = self._is_large(found)
         if fallback is not None:
