@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -411,3 +412,57 @@ def test_short_floats(structure: Jacobian, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (1,)])
 def test_empty_and_small_events(structure: Jacobian, shape: tuple[int, ...]) -> None:
     assert gradient(lambda y: 2 * y, torch.ones(shape, dtype=torch.float64), structure).shape == shape
+
+
+LOSING = {  # entries that are right in value, and detach what they read
+    "Diagonal": (Diagonal, 0, lambda y, p: p.detach() + 3 * y**2),
+    "Dense": (Dense, 1, lambda y, p: torch.diag_embed(p.detach() + 3 * y**2)),
+    "Triangular": (Triangular, 1, lambda y, p: torch.diag_embed(p.detach() + 3 * y**2)),
+    "Banded": (partial(Banded, 0, 0), 1, lambda y, p: (p.detach() + 3 * y**2)[..., None, :]),
+}
+
+
+@pytest.mark.parametrize("closed_over", [False, True])
+@pytest.mark.parametrize(("structure", "event_dim", "entries"), LOSING.values(), ids=LOSING.keys())
+def test_entries_that_hide_a_param(structure: Any, event_dim: int, entries: Any, closed_over: bool) -> None:
+    """First derivatives are right; those of second order, and of the log-determinant, would lose a term."""
+    x, p = (random(k, 3).abs().add(0.5).requires_grad_() for k in (0, 1))
+
+    def g(x: Tensor, p: Tensor = p) -> Tensor:
+        y = x / (1 + x.abs())
+        for _ in range(60):
+            y = y - (p * y + y**3 - x) / (p + 3 * y**2)
+        return y
+
+    f = (lambda y: p * y + y**3) if closed_over else (lambda y, p: p * y + y**3)
+    known = (lambda y: entries(y, p)) if closed_over else entries
+    params = () if closed_over else (p,)
+
+    def inv(jacobian: Jacobian) -> Any:
+        return inverse(f, g, event_dim=event_dim, jacobian=jacobian)
+
+    expected = torch.autograd.grad(inv(structure())(x, *params).sum(), (x, p))
+    actual = torch.autograd.grad(inv(structure(entries=known))(x, *params).sum(), (x, p))
+    torch.testing.assert_close(actual, expected)
+    with pytest.raises(errors.StructureError, match="lose a second derivative"):
+        torch.autograd.grad(inv(structure(entries=known))(x, *params).sum(), (x, p), create_graph=True)
+    with pytest.raises(errors.StructureError, match="lose a second derivative"):
+        torch.autograd.grad(inv(structure(entries=known)).with_log_det(x, *params)[1].sum(), p)
+    if not closed_over:
+        with pytest.raises(errors.StructureError, match="lose a second derivative"):
+            torch.func.jacrev(torch.func.grad(lambda p: inv(structure(entries=known))(x, p).sum()))(p)
+
+
+def test_entries_that_need_not_be_differentiated() -> None:
+    """A param without a gradient may go through NumPy; one of which f stops the gradient, too, is no contradiction."""
+    x, p = random(0, 3).requires_grad_(), random(1, 3).abs() + 0.5
+    g = lambda x, p: x / p  # noqa: E731
+    by_numpy = inverse(
+        lambda y, p: p * y, g, jacobian=Diagonal(entries=lambda y, p: torch.from_numpy(p.numpy()) + 0 * y)
+    )
+    (by_x,) = torch.autograd.grad(by_numpy(x, p).sum(), x, create_graph=True)
+    torch.testing.assert_close(by_x, 1 / p)
+    stopped = Diagonal(entries=lambda y, p: p.detach() + 0 * y)
+    by_stopped = inverse(lambda y, p: p.detach() * y, g, jacobian=stopped)
+    (by_x,) = torch.autograd.grad(by_stopped(x, p.requires_grad_()).sum(), x, create_graph=True)
+    torch.testing.assert_close(by_x, 1 / p)

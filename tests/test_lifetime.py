@@ -282,7 +282,7 @@ def through_the_log_determinant(inv: Any, x: Tensor, p: Tensor, w: Tensor) -> Te
 @pytest.mark.parametrize(("jacobian", "event_dim"), JACOBIANS.values(), ids=JACOBIANS.keys())
 @pytest.mark.parametrize("hooked", [False, True])
 def test_each_leaf_accumulates_in_its_own_memory(way: Any, jacobian: Any, event_dim: int, hooked: bool) -> None:
-    """The derivatives of f by p and w are one tensor; autograd takes what it is given for .grad, and adds to it later."""
+    """The derivatives of f by p and w are one tensor; autograd takes what it is given for .grad, and adds to it."""
 
     def g(x: Tensor, p: Tensor, w: Tensor) -> Tensor:
         y = torch.zeros_like(x)

@@ -41,6 +41,7 @@ from backsolve.jacobians import (
     find_coupling,
     find_false_curvature,
     find_false_derivative,
+    find_lost_input,
     find_wrong_entries,
 )
 
@@ -164,8 +165,15 @@ class Rule:
 
     @torch.no_grad()
     def _check_curvature(self, at: Linearization) -> None:
-        """Probe by finite differences that the derivatives of f's gradients are those of their values."""
+        """Probe that the derivatives of f's gradients are those of their values, and that known entries lack none."""
         at = linearize(at.forward, at.y, to_y=True)
+        if at.known is not None and at.depends_on_y:
+            with GradMode(True):
+                assembled = self.jacobian.assemble(at)
+            lost = find_lost_input(at, assembled)
+            if lost is not None:
+                number, *slopes = lost
+                raise errors.lost_input(self.call, [t for t in at.inputs if t.requires_grad][number], *slopes)
         false = find_false_curvature(at, self.unit_dims)
         if false is not None and _is_as_in_the_call(at):
             raise errors.false_curvature(self.call, "event" if self.unit_dims else "element", *false)

@@ -20,7 +20,7 @@ from backsolve import errors
 from backsolve._arguments import Arguments
 from backsolve._attach import Rule
 from backsolve._closure import Capture, Reading
-from backsolve._functorch import alive, apply_under_transforms, depth_of_transforms
+from backsolve._functorch import alive, apply_under_transforms, depth_of_transforms, is_differentiated
 from backsolve._levels import Mapping, Outputs, concretely
 from backsolve._linearize import Forward
 from backsolve._mapped import Mapped
@@ -119,9 +119,11 @@ def _examine(rule: Rule, forward: Mapped, y: Tensor, z: Tensor | None, inputs: S
     """
     n = 1 if z is None else 2
     twice = depth_of_transforms() > 1
+    asked = [twice and rule.jacobian.entries is not None and is_differentiated(t) for t in inputs]
 
     def run(plain: Sequence[Tensor], mapping: Mapping) -> Outputs:
-        y, inputs = mapping.fill(plain[0], 0), plain[n:]
+        y = mapping.fill(plain[0], 0)
+        inputs = [t.requires_grad_() if a else t for t, a in zip(plain[n:], asked, strict=True)]
         with without_autocast(y.device):
             values = [mapping.fill(t, k) for k, t in enumerate(plain[1:n], 1)]
             at = linearize_again(rule, forward.within(mapping[n:], inputs), y, values)

@@ -282,6 +282,20 @@ MUTANTS = (
         tests=("tests/test_lifetime.py::test_the_cotangent_is_not_accumulated_into",),
     ),
     Mutant(
+        name="nobody asks how known entries depend on the params",
+        file="backsolve/_attach.py",
+        old="        if at.known is not None and at.depends_on_y:",
+        new="        if False:",
+        tests=("tests/test_jacobians.py::test_entries_that_hide_a_param",),
+    ),
+    Mutant(
+        name="under two levels no input of known entries has a gradient",
+        file="backsolve/_functional.py",
+        old="asked = [twice and rule",
+        new="asked = [False and rule",
+        tests=("tests/test_jacobians.py::test_entries_that_hide_a_param",),
+    ),
+    Mutant(
         name="of many elements, the smallest slope is not asked for",
         file="backsolve/jacobians/diagonal.py",
         old="least_d * least_y > 4 * eps * most_z",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from backsolve.errors.exceptions import StructureError
-from backsolve.errors.layout import document
+from backsolve.errors.layout import describe, document
 
 
 def no_dependence(call: str) -> StructureError:
@@ -71,6 +71,21 @@ def wrong_entries(call: str, index: tuple[int, ...], by_autograd: float, by_form
             expected="entries(y, *params) equal to df/dy as autograd finds it",
             got=f"in J^T u at index {index}, u random: {by_formula:.9g} by entries, {by_autograd:.9g} by autograd",
             remedy="correct entries, or leave it out: autograd then differentiates f",
+        )
+    )
+
+
+def lost_input(call: str, tensor: Any, by_autograd: float, by_formula: float) -> StructureError:
+    """The entries of J that the user gave do not depend on a param, or a weight, as J does."""
+    return StructureError(
+        document(
+            call,
+            "the known entries of J lose a second derivative.",
+            expected="entries(y, *params) to depend on the params, and on what f closes over, as df/dy does",
+            got=f"d(c . J^T u)/dp, c and u random, p being {describe(tensor)}: {by_formula:.6g} by entries, "
+            f"{by_autograd:.6g} by autograd",
+            remedy="let entries read the same tensors as f, without .detach(), .data, .item(), NumPy or a cache; or "
+            "leave entries out: autograd then differentiates f",
         )
     )
 

@@ -8,7 +8,7 @@ from backsolve.jacobians.diagonal import Diagonal
 from backsolve.jacobians.differences import find_false_curvature, find_false_derivative
 from backsolve.jacobians.equations import Constrained, Equations, LowerTriangular, MinimumNorm, Symmetric
 from backsolve.jacobians.matrix_free import MatrixFree, MatrixFreeAt, Trial
-from backsolve.jacobians.probe import find_coupling, find_wrong_entries
+from backsolve.jacobians.probe import find_coupling, find_lost_input, find_wrong_entries
 from backsolve.jacobians.triangular import Triangular
 
 __all__ = [
@@ -31,5 +31,6 @@ __all__ = [
     "find_coupling",
     "find_false_curvature",
     "find_false_derivative",
+    "find_lost_input",
     "find_wrong_entries",
 ]

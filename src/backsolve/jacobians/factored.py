@@ -106,7 +106,7 @@ class FactoredAt(Assembled):
         y, z = self._column(self.at.y.detach()), self._column(self.at.value)
         weights = 1 / z.abs().clamp_min(torch.finfo(z.dtype).tiny)
         columns = self.structure.times(self.entries.detach().abs(), weights, True) * y.abs()
-        return (self._times(self.at.y.detach(), adjoint=False) / z).abs(), columns
+        return (self._times(self.at.y.detach()) / z).abs(), columns
 
     @torch.no_grad()
     def _lost(self) -> Tensor:
@@ -130,10 +130,10 @@ class FactoredAt(Assembled):
         return ~(radius < 0.5)  # NaN compares false
 
     def times(self, u: Tensor) -> Tensor:
-        return self._times(u, adjoint=False).reshape(u.shape).to(u.dtype)
+        return self._times(u).reshape(u.shape).to(u.dtype)
 
     def transposed_times(self, u: Tensor) -> Tensor:
-        return self._times(u, adjoint=True).reshape(u.shape).to(u.dtype)
+        return self.structure.times(self.entries, self._column(u), True).reshape(u.shape).to(u.dtype)
 
     def rounding(self, u: Tensor) -> Tensor:
         bound = self.structure.times(self.entries.abs(), self._column(u).abs(), True).reshape(u.shape)
@@ -145,8 +145,8 @@ class FactoredAt(Assembled):
             return f"the largest entry of J is {size.max().item():.3g}; {self.entries.shape[-1]} unknowns"
         return errors.singular_values(self.structure.matrix(self.entries)[index])
 
-    def _times(self, u: Tensor, adjoint: bool) -> Tensor:
-        return self.structure.times(self.entries.detach(), self._column(u), adjoint)
+    def _times(self, u: Tensor) -> Tensor:
+        return self.structure.times(self.entries.detach(), self._column(u), False)
 
     def _column(self, b: Tensor) -> Tensor:
         if self.at.event_dim == 1:

@@ -10,7 +10,7 @@ global and undoes it again does reach it, by rounding errors. It is reported, an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -64,6 +64,48 @@ def find_wrong_entries(at: Linearized, assembled: Assembled) -> tuple[tuple[int,
         return None
     first = tuple(int(i) for i in wrong.nonzero()[0])
     return first, by_autograd[first].item(), by_formula[first].item()
+
+
+def find_lost_input(at: Linearized, assembled: Assembled) -> tuple[int, float, float] | None:
+    """Compare how J from the user's formula depends on the params, and on what f closes over, with how autograd's does.
+
+    `entries` that detach a param are right in value, and lose a term of each second derivative.
+
+    Args:
+        at: f at y, with the graph of the known entries.
+        assembled: J of these entries.
+
+    Returns:
+        The number of the input of f whose derivative of `c . J^T u` differs, for Gaussian u and c, and the size of that
+        derivative by autograd and by the formula; None if none does, or f's own cannot be had.
+    """
+    u, c = gaussian_like(at.y.detach().expand(2, *at.y.shape))
+    inputs = [t for t in at.inputs if t.requires_grad]
+    if not inputs or not at.y.numel():
+        return None
+    try:
+        with torch.enable_grad():
+            terms = [(c * product).real for product in (at.pull(u), assembled.transposed_times(u))]
+            by_autograd, by_formula = (_slopes(t.sum(), inputs) for t in terms)
+    except RuntimeError:  # a backward that is not differentiable
+        return None
+    eps, size = torch.finfo(u.dtype).eps, terms[0].detach().abs().sum()
+    for number, (t, one, other) in enumerate(zip(inputs, by_autograd, by_formula, strict=True)):
+        if not t.numel():
+            continue
+        largest, off = torch.maximum(one.abs(), other.abs()).amax(), (one - other).abs().amax()
+        reach = t.detach().abs().amax()
+        reach = torch.where(reach > 0, reach, 1.0)
+        if off > eps**0.25 * largest and off * reach > eps**0.5 * size:  # NaN compares false
+            worst = int((one - other).abs().flatten().argmax())
+            return number, one.flatten()[worst].item(), other.flatten()[worst].item()
+    return None
+
+
+def _slopes(total: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    if not total.requires_grad:
+        return [torch.zeros_like(t) for t in inputs]
+    return list(torch.autograd.grad(total, inputs, retain_graph=True, materialize_grads=True))
 
 
 _EXAMINED, _AT_ONCE = 64, 8
