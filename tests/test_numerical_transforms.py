@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.func import grad, vmap
 
 from backsolve import errors, inverse
@@ -133,3 +135,69 @@ def test_warm_start_under_vmap() -> None:
     warm = case.inv.starting_at(case.inv.solve(*inputs))
     batched = batch(inputs)
     assert_same(vmap(warm)(*batched), vmap(case.problem.exact)(*batched))
+
+
+def by_grad(w: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda y: torch.func.grad(lambda u: (w * u**2 / 2 + u**4 / 4).sum())(y)
+
+
+def by_jvp(w: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda y: torch.func.jvp(lambda u: w * u**2 / 2 + u**4 / 4, (y,), (torch.ones_like(y),))[1]
+
+
+def by_vmap(w: Tensor) -> Callable[[Tensor], Tensor]:
+    def f(y: Tensor) -> Tensor:
+        each = torch.func.vmap(lambda u, w: w * u + u**3)
+        return each(y.reshape(-1), w.expand(y.shape).reshape(-1)).reshape(y.shape)
+
+    return f
+
+
+AROUND: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
+    "grad": lambda h, t: torch.func.grad(lambda t: h(t).sin().sum())(t),
+    "jvp": lambda h, t: torch.func.jvp(h, (t,), (torch.ones_like(t),))[1],
+    "vmap": lambda h, t: torch.func.vmap(h)(torch.stack([t, 2 * t])),
+    "hessian": lambda h, t: torch.func.hessian(lambda t: h(t).sin().sum())(t),
+    "vmap(grad)": lambda h, t: torch.func.vmap(torch.func.grad(lambda t: h(t).sin().sum()))(torch.stack([t, 2 * t])),
+}
+INSIDE = [(Bracket(-50.0, 50.0), 0), (Newton(), 1), (FixedPoint(), 1)]
+
+
+def solution(x: Tensor, w: Tensor) -> Tensor:
+    y = x / (1 + x.abs())
+    for _ in range(60):
+        y = y - (w * y + y**3 - x) / (w + 3 * y**2)
+    return y
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND.keys())
+@pytest.mark.parametrize(("solver", "event_dim"), INSIDE, ids=["Bracket", "Newton", "FixedPoint"])
+@pytest.mark.parametrize("f", [by_grad, by_jvp, by_vmap])
+def test_an_f_that_uses_torch_func(f: Any, solver: Any, event_dim: int, around: Any) -> None:
+    """The solver runs f beneath the levels around it, where f opens levels of its own."""
+    x, w = torch.tensor([0.3, 0.5, 0.8], dtype=torch.float64), torch.tensor([0.7, 1.0, 1.1], dtype=torch.float64)
+    torch.testing.assert_close(
+        around(inverse(f(w), solver, event_dim=event_dim), x), around(lambda x: solution(x, w), x), rtol=1e-7, atol=1e-7
+    )
+    try:
+        found = around(lambda w: inverse(f(w), solver, event_dim=event_dim)(x), w)
+    except errors.ResidualError:  # w was taken for a tensor of f's own level
+        return
+    torch.testing.assert_close(found, around(lambda w: solution(x, w), w), rtol=1e-7, atol=1e-7)
+
+
+def test_an_f_that_uses_torch_func_and_no_test() -> None:
+    """A tensor from outside can be taken for one of f's own levels: only the residual shows it."""
+    x, w = torch.rand(3), torch.rand(3) + 0.5
+    for options in ({"residual_tol": math.inf}, {"on_failure": "ignore"}):
+        with pytest.raises(errors.TransformError, match="residual is not tested"):
+            torch.func.grad(lambda w, o=options: inverse(by_grad(w), Bracket(-50.0, 50.0), **o)(x).sum())(w)
+
+
+def test_tensors_of_levels_that_g_makes_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backsolve._mapped_solver._may_be_own", lambda wrapped: False)
+    x = torch.rand(3)
+    inv = inverse(by_grad(torch.ones(3)), Bracket(-50.0, 50.0))
+    for transform in (torch.func.grad, lambda h: torch.func.jacrev(torch.func.grad(h))):
+        with pytest.raises(errors.TransformError, match="makes anew"):
+            transform(lambda x: inv(x).sum())(x)

@@ -25,7 +25,7 @@ from backsolve._functorch import Beneath, Idle, Level, active_levels, is_functor
 from backsolve._levels import Mapping, Peeled, at_level, dress, split, spread
 from backsolve._linearize import Forward, Linearization
 from backsolve._mapped import Mapped
-from backsolve._mapped_solver import MappedCall, Reads
+from backsolve._mapped_solver import MOST_READS, MappedCall, Reads
 from backsolve._one_level import Attachment, attach_for_grad, grad_mode_beneath, requiring_grad
 from backsolve._places import places_of
 from backsolve._solution import Check, spoil
@@ -192,6 +192,8 @@ class _Call:
             except Reads as found:  # noqa: PERF203
                 if any(found.tensor is r for r in reads):  # this call is made by the g of another Inverse
                     raise
+                if len(reads) >= MOST_READS:
+                    raise errors.made_anew(self.problem.call) from None
                 reads.append(found.tensor)
                 peeled.append(Peeled(found.tensor))
 

@@ -81,6 +81,11 @@ def level_of(tensor: Tensor) -> int:
     return _C._functorch.maybe_get_level(tensor)
 
 
+def is_mapped_wrapper(tensor: Tensor) -> bool:
+    """Whether a tensor is the wrapper of a level of vmap."""
+    return _C._functorch.is_batchedtensor(tensor)
+
+
 def down_to(tensor: Tensor, level: int) -> Iterator[Tensor]:
     """The tensor, and what it wraps for active levels of torch.func, down to the one that the given level knows."""
     yield tensor

@@ -11,10 +11,12 @@ from torch.overrides import TorchFunctionMode
 
 from backsolve import errors
 from backsolve._arguments import Arguments
-from backsolve._functorch import is_functorch_wrapped
+from backsolve._functorch import active_levels, is_functorch_wrapped, is_mapped_wrapper, level_of
 from backsolve._levels import Mapping, Outputs, concretely
 from backsolve._solve import Problem, run_solver
 from backsolve.solvers.base import Found
+
+MOST_READS = 32  # tensors of levels that g closes over; with more, it makes them anew in each run
 
 
 class Reads(BaseException):
@@ -28,23 +30,38 @@ class Reads(BaseException):
 class _Giving(TorchFunctionMode):
     """While active, torch functions see plain tensors in the place of wrapped ones that g closes over."""
 
-    def __init__(self, plain: dict[int, Tensor]) -> None:
+    def __init__(self, plain: dict[int, Tensor], problem: Problem) -> None:
         super().__init__()
         self.plain = plain
+        self.problem = problem
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*self._give(args), **self._give(kwargs or {}))
 
     def _give(self, value: Any) -> Any:
         if isinstance(value, Tensor) and is_functorch_wrapped(value):
-            if id(value) not in self.plain:
-                raise Reads(value)
-            return self.plain[id(value)]
+            if id(value) in self.plain:
+                return self.plain[id(value)]
+            if _may_be_own(value):
+                if not self.problem.is_tested:
+                    raise errors.untested_levels(self.problem.call)
+                return value
+            raise Reads(value)
         if type(value) in (tuple, list):
             return type(value)(self._give(v) for v in value)
         if type(value) is dict:
             return {k: self._give(v) for k, v in value.items()}
         return value
+
+
+def _may_be_own(wrapped: Tensor) -> bool:
+    """Whether a level that g has opened may have made a wrapper; those around g are not active while it runs.
+
+    Both are numbered from 1, so a tensor from outside may be taken for one of g's. Then y is wrong, which the residual
+    test sees: there f is evaluated where the levels are told apart.
+    """
+    number, is_mapped = level_of(wrapped), is_mapped_wrapper(wrapped)
+    return any(level.number == number and (level.kind == "vmap") == is_mapped for level in active_levels())
 
 
 def solve_mapped(problem: Problem, x: Tensor | None, arguments: Arguments, reads: tuple[Tensor, ...] = ()) -> Found:
@@ -64,6 +81,8 @@ def solve_mapped(problem: Problem, x: Tensor | None, arguments: Arguments, reads
     except Reads as found:
         if any(found.tensor is r for r in reads):  # this call is made by the g of another Inverse, to which it is new
             raise
+        if len(reads) >= MOST_READS:
+            raise errors.made_anew(problem.call) from None
         return solve_mapped(problem, x, arguments, (*reads, found.tensor))
     assert y is not None
     return Found(y, failed, iterations, reasons[0] if reasons else None)
@@ -91,7 +110,7 @@ class MappedCall:
         forward = self.problem.bind(arguments, implicit=x is None)
         if self.problem.g_is_pure:  # it reads nothing but what it is given
             return run_solver(self.problem, x, arguments, forward)
-        with _Giving({id(r): t for r, t in zip(self.reads, closure, strict=True)}):
+        with _Giving({id(r): t for r, t in zip(self.reads, closure, strict=True)}, self.problem):
             return run_solver(self.problem, x, arguments, forward)
 
     def _fold(self, given: Sequence[Tensor], closure: Sequence[Tensor], mapping: Mapping) -> Found | None:

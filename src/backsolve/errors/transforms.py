@@ -47,6 +47,32 @@ def unseen_code(call: str) -> TransformError:
     )
 
 
+def made_anew(call: str) -> TransformError:
+    """Under torch.func, g reads tensors of a level that it makes anew each time that it is run."""
+    return TransformError(
+        document(
+            call,
+            "under a transform g reads tensors that it makes anew in each run.",
+            expected="a g that works on its arguments, and closes over a few tensors at most",
+            got="more and more wrapped tensors that g was not given",
+            remedy="pass what g reads as params: g(x, *params); or take the derivatives with backward()",
+        )
+    )
+
+
+def untested_levels(call: str) -> TransformError:
+    """Under torch.func, g or the f of a numerical solver opens levels of its own, and nobody looks at y."""
+    return TransformError(
+        document(
+            call,
+            "under a transform g uses torch.func itself, and the residual is not tested.",
+            expected="a residual test: a tensor of the transform may be taken for one of g's own levels",
+            got='residual_tol=math.inf, or on_failure="ignore"',
+            remedy="leave the residual test on; or take the derivatives with backward()",
+        )
+    )
+
+
 def hidden_tensor(call: str) -> TransformError:
     """Under torch.func, f hands a tensor that it closes over to a transform of its own."""
     return TransformError(

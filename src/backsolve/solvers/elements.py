@@ -55,8 +55,8 @@ class Elements:
     def value(self, y: Tensor, own_params: Iterable[Tensor]) -> Tensor:
         """f at a vector y, one number for each element that the params belong to."""
         if not self.divisible:
-            return self.forward.value(y.expand(self.count).reshape(self.shape)).reshape(-1)
-        rest = iter(own_params)
+            return self.forward.value(y.expand(self.count).reshape(self.shape).contiguous()).reshape(-1)
+        rest, y = iter(own_params), y.contiguous()  # torch.func.jvp, for one, takes no elements that share a memory
         return self.forward(y, [next(rest) if own else t for t, own in zip(self.params, self.own, strict=True)])
 
     def value_and_slope(self, y: Tensor, own_params: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
