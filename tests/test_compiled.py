@@ -355,3 +355,23 @@ def test_functional_call_is_refused() -> None:
     call = compiled(lambda w, x: torch.func.functional_call(module, {"weight": w}, (x,)))
     with pytest.raises(errors.TransformError, match="swapped"):
         call(other, torch.linspace(-1, 1, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("jacobian", [None, Diagonal(), Dense(), Banded(0, 0), MatrixFree()])
+def test_a_param_that_changes_before_the_backward_pass(jacobian: Jacobian | None) -> None:
+    """As in eager code: an error, or the gradient of the call, if J was at hand before."""
+    x, p = leaves(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0]))
+    f, g = (lambda y, p: p * y.sinh()), (lambda x, p: (x / p).asinh())
+    inv = inverse(f, g, event_dim=0 if jacobian in (None, Diagonal()) else 1, jacobian=jacobian)
+    y = compiled(inv)(x, p)
+    expected = torch.autograd.grad(g(x, p).sum(), (x, p))
+    with torch.no_grad():
+        p.mul_(3)
+    message = ""
+    try:
+        actual = torch.autograd.grad(y.sum(), (x, p))
+    except RuntimeError as error:
+        message = str(error)
+    else:
+        torch.testing.assert_close(actual, expected)
+    assert not message or "modified by an inplace operation" in message

@@ -54,6 +54,11 @@ vmap(grad) and `backward`.
   operation, which raises; so does `Banded` under torch.func.) g runs outside of the graph, so
   `torch.func.functional_call` inside of it is refused; so is a dual level of forward mode that is entered after
   tracing. `torch.export` and saved graphs do not contain g: they look for the `Inverse` in the process that made them.
+  A param that is changed in place between the forward and the backward pass is an error there, as in eager code; a
+  change of a tensor that f closes over goes unnoticed if J is formed in the backward pass, and the gradient is that of
+  the new tensor: pass what you change as a param. The probe of how known `entries` depend on the params, which finds a
+  `.detach()` in them before a second derivative or a log-determinant is taken, is made in eager code and under
+  torch.func, not in a compiled function.
 * **Make the `Inverse` outside** of the compiled function: in `__init__` of a module, or at module level.
   Keep it until the backward pass has run: the graph knows it by name. `Inverse.solve` (which returns a verdict),
   gauges, subspaces, and an `implicit_function` with `event_dim > 0` (whose shape cannot be foreseen) break the graph.
@@ -62,6 +67,10 @@ vmap(grad) and `backward`.
   TorchScript code reads is refused, as is code that torch.func refuses: old-style autograd.Functions, `autograd.grad`
   or `torch.utils.checkpoint` inside f. All of these work with `backward`. f may use torch.func itself, as the gradient
   of a potential does; what it closes over and hands to such a transform as an argument must be a param, or is refused.
+  A g that runs such an f, as `Bracket`, `Newton` and `FixedPoint` do, needs the residual test: torch numbers the levels
+  of f like those around the call, so that a tensor from outside can be taken for one of f's, and y is then refused.
+* **Params that f detaches** have no gradient there, as anywhere in torch: derivatives by y are compared with finite
+  differences of f, those by params and by what f closes over are taken as autograd finds them.
 * **The double backward of a compiled function** is refused by torch ("torch.compile with aot_autograd does not
   currently support double backward"): take second derivatives inside of the graph, as `func.hessian` does.
 * **What it costs** is in the tables *Compiled* and *Transforms* of the benchmarks (`make bench`). CPU, one thread,

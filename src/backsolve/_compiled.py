@@ -35,24 +35,29 @@ from backsolve.linalg.factored import primal
 
 
 class _Implicit(torch.autograd.Function):
-    """The rule for a backward pass alone: y out, the gradient of `r = x - f(y)` is `w = J^-T v`."""
+    """The rule for a backward pass alone: y out, the gradient of `r = x - f(y)` is `w = J^-T v`.
+
+    The params are saved as tensors are: what a compiled Function finds elsewhere is not tested for changes in place.
+    """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, r: Tensor, call: Call, value: Tensor | None) -> Tensor:
-        ctx.call, ctx.y, ctx.value = call, y, value
+    def forward(ctx: Any, y: Tensor, r: Tensor, call: Call, value: Tensor | None, *tensors: Tensor) -> Tensor:
+        ctx.call, ctx.value = call, value
+        ctx.save_for_backward(y, *tensors)
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (v,) = grads
-        if not ctx.call.is_formed(ctx.y):
-            return None, ctx.call.solve(SOLVE_TRANSPOSED, v, ctx.y, ctx.value), None, None
-        y = ctx.y + (v - v)  # 0: or torch makes J in the forward pass, where it is not needed
-        assembled = ctx.call.assemble(y, ctx.value)
+        (v,), (y, *tensors) = grads, ctx.saved_tensors
+        call, no_more = ctx.call.of_tensors(tensors), [None] * len(tensors)
+        if not call.is_formed(y):
+            return None, call.solve(SOLVE_TRANSPOSED, v, y, ctx.value), None, None, *no_more
+        y_later = y + (v - v)  # 0: or torch makes J in the forward pass, where it is not needed
+        assembled = call.assemble(y_later, ctx.value)
         w = assembled.solve_transposed(v)
-        if ctx.call.rule.on_failure != "ignore":
-            ctx.call.spoil(w, assembled.suspicious(), ctx.y)
-        return None, w, None, None
+        if call.rule.on_failure != "ignore":
+            call.spoil(w, assembled.suspicious(), y)
+        return None, w, None, None, *no_more
 
 
 class _Linear(torch.autograd.Function):
@@ -137,6 +142,7 @@ class Call:
     """One call as the custom operations see it: by name, layout and tensors."""
 
     def __init__(self, problem: Problem, has_x: bool, arguments: Arguments) -> None:
+        self.arguments = arguments
         self.problem = problem
         self.rule = problem.rule
         self.has_x = has_x
@@ -146,6 +152,10 @@ class Call:
         self.detached = [t.detach() for t in arguments.tensors]
         self.forward = Mapped(problem.bind(arguments, implicit=not has_x), (), Mapping(), arguments.tensors)
         self.layout = layout_of(*arguments.rebuild(arguments.tensors), problem.call)
+
+    def of_tensors(self, tensors: Sequence[Tensor]) -> Call:
+        """The same call with other params."""
+        return Call(self.problem, self.has_x, self.arguments.with_tensors(tensors))
 
     def run_solver(self, x: Tensor | None) -> Tensor:
         """What g returns; a function of torch itself is traced, for the compiler to fuse."""
@@ -174,7 +184,7 @@ class Call:
             z = self.forward(y, self.tensors)
             value = x if self.problem.is_tested else None
             r = -z if x is None else x - z
-            return _Implicit.apply(y, r, self, value if self.is_formed(y) else z.detach())
+            return _Implicit.apply(y, r, self, value if self.is_formed(y) else z.detach(), *self.tensors)
         if self.rule.jacobian.fills_when_traced or not self.is_formed(y):
             return self._connected(y, x)
         order = 0

@@ -296,6 +296,27 @@ MUTANTS = (
         tests=("tests/test_jacobians.py::test_entries_that_hide_a_param",),
     ),
     Mutant(
+        name="compiled: params are not saved as tensors are",
+        file="backsolve/_compiled.py",
+        old="call, no_more = ctx.call.of_tensors(tensors), [None] * len(tensors)",
+        new="call, no_more = ctx.call, [None] * len(tensors)",
+        tests=("tests/test_compiled.py::test_a_param_that_changes_before_the_backward_pass",),
+    ),
+    Mutant(
+        name="levels that f opens inside of a solver are not its own",
+        file="backsolve/_mapped_solver.py",
+        old="            if _may_be_own(value):",
+        new="            if False:",
+        tests=("tests/test_numerical_transforms.py::test_an_f_that_uses_torch_func",),
+    ),
+    Mutant(
+        name="levels of its own, and nobody asks for the residual",
+        file="backsolve/_mapped_solver.py",
+        old="                if not self.problem.is_tested:",
+        new="                if False:",
+        tests=("tests/test_numerical_transforms.py::test_an_f_that_uses_torch_func_and_no_test",),
+    ),
+    Mutant(
         name="of many elements, the smallest slope is not asked for",
         file="backsolve/jacobians/diagonal.py",
         old="least_d * least_y > 4 * eps * most_z",
@@ -909,7 +930,7 @@ MUTANTS = (
     Mutant(
         name="compiled: a singular J is not looked for",
         file="backsolve/_compiled.py",
-        old="ctx.call.spoil(w, assembled.suspicious(), ctx.y)",
+        old="call.spoil(w, assembled.suspicious(), y)",
         new="pass",
         tests=("tests/test_compiled.py::test_a_singular_j_becomes_nan",),
     ),
