@@ -375,3 +375,13 @@ def test_a_param_that_changes_before_the_backward_pass(jacobian: Jacobian | None
     else:
         torch.testing.assert_close(actual, expected)
     assert not message or "modified by an inplace operation" in message
+
+
+def test_a_tensor_that_is_passed_twice() -> None:
+    """As x and as a param, or as two params."""
+    x, p = leaves(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0]))
+    inv = inverse(lambda y, a, b: (a + b) * y, lambda x, a, b: x / (a + b))
+    for arguments in ((x, x, p), (x, p, p), (x, x, x)):
+        used = list({id(t): t for t in arguments}.values())
+        actual, expected = (torch.autograd.grad(h(*arguments).sum(), used) for h in (compiled(inv), inv))
+        torch.testing.assert_close(actual, expected)

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from backsolve import Banded, Dense, Diagonal, MatrixFree, Triangular, errors, inverse
 from backsolve._linearize import Linearization
 from backsolve.jacobians import Jacobian, factored
+from backsolve.solvers import Bracket
 from tests.problems import BY_NAME, CLAIMS, Problem
 from tests.test_derivatives import assert_close_orders, derivatives
 from tests.test_transforms import assert_same
@@ -466,3 +467,44 @@ def test_entries_that_need_not_be_differentiated() -> None:
     by_stopped = inverse(lambda y, p: p.detach() * y, g, jacobian=stopped)
     (by_x,) = torch.autograd.grad(by_stopped(x, p.requires_grad_()).sum(), x, create_graph=True)
     torch.testing.assert_close(by_x, 1 / p)
+
+
+def test_entries_that_hide_a_part_of_y() -> None:
+    """3 p y^2 as 3 p y' y, y' detached: half of its derivative."""
+    inv = inverse(
+        lambda y, p: p * y**3,
+        lambda x, p: (x / p) ** (1 / 3),
+        jacobian=Diagonal(entries=lambda y, p: 3 * p * y.detach() * y),
+    )
+    x, p = (random(k, 3).abs().add(0.5).requires_grad_() for k in (0, 1))
+    torch.testing.assert_close(torch.autograd.grad(inv(x, p).sum(), x)[0], (x / p) ** (1 / 3) / (3 * x))
+    with pytest.raises(errors.StructureError, match="second derivatives of f are not those"):
+        torch.autograd.grad(inv(x, p).sum(), x, create_graph=True)
+
+
+def test_entries_that_hide_a_param_under_torch_func() -> None:
+    """Where a backward pass is differentiated forwards, or in a level that has ended; for small params, too."""
+    x, sum_of = random(0, 3).abs() + 0.5, lambda h: lambda p: h(p).sum()
+    for p in (random(1, 3).abs() + 0.5, torch.full((3,), 1e-3, dtype=torch.float32)):
+
+        def h(p: Tensor) -> Tensor:
+            entries = lambda y, p: 1 + 3 * p.detach() * y**2  # noqa: E731
+            inv = inverse(lambda y, p: y + p * y**3, Bracket(-9.0, 9.0), jacobian=Diagonal(entries=entries))
+            return inv(x.to(p), p)
+
+        for second in (torch.func.hessian, lambda h: torch.func.jacrev(torch.func.jacrev(h))):
+            with pytest.raises(errors.StructureError, match="lose a second derivative"):
+                second(sum_of(h))(p)
+
+
+def test_entries_of_params_of_many_sizes() -> None:
+    """J does not depend on p, but the rounding of autograd's does."""
+    p = torch.tensor([1e-6, 1.0, 1e6, 1e3], dtype=torch.float32, requires_grad=True)
+    x = torch.linspace(0.5, 2, 4, requires_grad=True)
+    inv = inverse(
+        lambda y, p: (y / p) ** 3 * p**3 + 0 * p,
+        lambda x, p: x ** (1 / 3),
+        jacobian=Diagonal(entries=lambda y, p: 3 * y**2),
+    )
+    (by_x,) = torch.autograd.grad(inv(x, p).sum(), x, create_graph=True)
+    torch.testing.assert_close(by_x, x ** (-2 / 3) / 3)

@@ -54,7 +54,7 @@ vmap(grad) and `backward`.
   operation, which raises; so does `Banded` under torch.func.) g runs outside of the graph, so
   `torch.func.functional_call` inside of it is refused; so is a dual level of forward mode that is entered after
   tracing. `torch.export` and saved graphs do not contain g: they look for the `Inverse` in the process that made them.
-  A param that is changed in place between the forward and the backward pass is an error there, as in eager code; a
+  A param that is changed in place after the call, outside of the graph, is an error there, as in eager code; a
   change of a tensor that f closes over goes unnoticed if J is formed in the backward pass, and the gradient is that of
   the new tensor: pass what you change as a param. The probe of how known `entries` depend on the params, which finds a
   `.detach()` in them before a second derivative or a log-determinant is taken, is made in eager code and under

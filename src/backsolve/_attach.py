@@ -166,7 +166,8 @@ class Rule:
     @torch.no_grad()
     def _check_curvature(self, at: Linearization) -> None:
         """Probe that the derivatives of f's gradients are those of their values, and that known entries lack none."""
-        at = linearize(at.forward, at.y, to_y=True)
+        params = at.inputs[: len(at.forward.arguments.tensors)]  # under a transform their plain tensors require nothing
+        at = linearize(at.forward, at.y, to_y=True, asked=[t.requires_grad for t in params])
         if at.known is not None and at.depends_on_y:
             with GradMode(True):
                 assembled = self.jacobian.assemble(at)

@@ -184,7 +184,10 @@ class Call:
             z = self.forward(y, self.tensors)
             value = x if self.problem.is_tested else None
             r = -z if x is None else x - z
-            return _Implicit.apply(y, r, self, value if self.is_formed(y) else z.detach(), *self.tensors)
+            if not r.requires_grad:
+                return y
+            own = [t.view_as(t) for t in self.tensors]  # a custom Function takes no tensor twice
+            return _Implicit.apply(y, r, self, value if self.is_formed(y) else z.detach(), *own)
         if self.rule.jacobian.fills_when_traced or not self.is_formed(y):
             return self._connected(y, x)
         order = 0

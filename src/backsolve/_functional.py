@@ -119,7 +119,9 @@ def _examine(rule: Rule, forward: Mapped, y: Tensor, z: Tensor | None, inputs: S
     """
     n = 1 if z is None else 2
     twice = depth_of_transforms() > 1
-    asked = [twice and rule.jacobian.entries is not None and is_differentiated(t) for t in inputs]
+    # The levels around a backward pass may have ended by now, so that nothing tells if there will be another.
+    twice = twice or rule.jacobian.entries is not None
+    asked = [rule.jacobian.entries is not None and is_differentiated(t) for t in inputs]
 
     def run(plain: Sequence[Tensor], mapping: Mapping) -> Outputs:
         y = mapping.fill(plain[0], 0)

@@ -195,20 +195,23 @@ def gradients(
     return [next(found) if t is not None and t.requires_grad else None for t in leaves]
 
 
-def linearize(forward: Forward, y: Tensor, *, to_y: bool | None = None) -> Linearization:
+def linearize(forward: Forward, y: Tensor, *, to_y: bool | None = None, asked: Sequence[bool] = ()) -> Linearization:
     """Evaluate f at y on fresh leaves, and find what it closes over.
 
     Args:
         forward: f.
         y: where.
         to_y: whether the graph must lead to y; None: unless the entries of J are known.
+        asked: to which params it must lead, beside those that require a gradient.
     """
     if not torch.is_grad_enabled():
         with torch.inference_mode(False), torch.enable_grad():
-            return linearize(forward, y, to_y=to_y)
+            return linearize(forward, y, to_y=to_y, asked=asked)
     model = forward.model
     y = _leaf(y, model.jacobian.entries is None if to_y is None else to_y)
-    tensors = [_leaf(t, t.requires_grad) for t in forward.arguments.tensors]
+    params = forward.arguments.tensors
+    asked = asked or [False] * len(params)
+    tensors = [_leaf(t, a or t.requires_grad) for t, a in zip(params, asked, strict=True)]
     if model.closes_over_nothing:
         return Linearization(forward, y, tensors, forward.with_entries(y, tensors), depends_on_y=y.requires_grad)
     traced = trace(lambda: forward.with_entries(y, tensors), (y, *tensors), model.call)

@@ -291,8 +291,8 @@ MUTANTS = (
     Mutant(
         name="under two levels no input of known entries has a gradient",
         file="backsolve/_functional.py",
-        old="asked = [twice and rule",
-        new="asked = [False and rule",
+        old="asked = [rule.jacobian.entries is not None and",
+        new="asked = [False and",
         tests=("tests/test_jacobians.py::test_entries_that_hide_a_param",),
     ),
     Mutant(
@@ -315,6 +315,20 @@ MUTANTS = (
         old="                if not self.problem.is_tested:",
         new="                if False:",
         tests=("tests/test_numerical_transforms.py::test_an_f_that_uses_torch_func_and_no_test",),
+    ),
+    Mutant(
+        name="known entries are compared along one direction, and then believed",
+        file="backsolve/jacobians/differences.py",
+        old="at.y, retain_graph=True, allow_unused=True)",
+        new="at.y, allow_unused=True)",
+        tests=("tests/test_jacobians.py::test_entries_that_hide_a_part_of_y",),
+    ),
+    Mutant(
+        name="under a transform, known entries need no params",
+        file="backsolve/_attach.py",
+        old="to_y=True, asked=[t.requires_grad for t in params])",
+        new="to_y=True)",
+        tests=("tests/test_jacobians.py::test_entries_that_hide_a_param_under_torch_func",),
     ),
     Mutant(
         name="of many elements, the smallest slope is not asked for",

@@ -77,7 +77,9 @@ def _differentiated(at: Linearized, function: Callable[[Linearized], Tensor]) ->
     """A function of f at y, and the gradient by y of its sum."""
     with torch.enable_grad():
         value = function(at)
-        slope = torch.autograd.grad(value.sum(), at.y, allow_unused=True)[0] if value.requires_grad else None
+        slope = None
+        if value.requires_grad:  # the graph of known entries is there once, for all directions
+            (slope,) = torch.autograd.grad(value.sum(), at.y, retain_graph=True, allow_unused=True)
     return value.detach(), torch.zeros_like(at.y) if slope is None else slope
 
 
