@@ -77,7 +77,8 @@ def find_lost_input(at: Linearized, assembled: Assembled) -> tuple[int, float, f
 
     Returns:
         The number of the input of f whose derivative of `c . J^T u` differs, for Gaussian u and c, and the size of that
-        derivative by autograd and by the formula; None if none does, or f's own cannot be had.
+        derivative by autograd and by the formula; None if none does, or f's own cannot be had, or the formula reads
+        tensors that f does not, from which these may have been made.
     """
     u, c = gaussian_like(at.y.detach().expand(2, *at.y.shape))
     inputs = [t for t in at.inputs if t.requires_grad]
@@ -90,14 +91,18 @@ def find_lost_input(at: Linearized, assembled: Assembled) -> tuple[int, float, f
     except RuntimeError:  # a backward that is not differentiable
         return None
     eps, size = torch.finfo(u.dtype).eps, terms[0].detach().abs().sum()
+    found = None
     for number, (t, one, other) in enumerate(zip(inputs, by_autograd, by_formula, strict=True)):
         off, reach = (one - other).abs(), torch.where(t == 0, 1.0, t.detach().abs())
         # Half of the digits of the derivative, and no less than the rounding of the terms explains.
-        lost = (off > eps**0.25 * torch.maximum(one.abs(), other.abs())) & (off * reach > eps**0.75 * size)
-        if lost.any():  # NaN compares false
-            first = tuple(lost.nonzero()[0])
-            return number, one[first].item(), other[first].item()
-    return None
+        differs = (off > eps**0.25 * torch.maximum(one.abs(), other.abs())) & (off * reach > eps**0.75 * size)
+        if not differs.any():  # NaN compares false
+            continue
+        if not (differs & (one.abs() > eps**0.25 * off)).any():  # the formula reads this in the place of another tensor
+            return None
+        first = tuple(differs.nonzero()[0])
+        found = found or (number, one[first].item(), other[first].item())
+    return found
 
 
 def _slopes(total: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
