@@ -118,10 +118,10 @@ def _examine(rule: Rule, forward: Mapped, y: Tensor, z: Tensor | None, inputs: S
         inputs: those of f.
     """
     n = 1 if z is None else 2
-    twice = depth_of_transforms() > 1
-    # The levels around a backward pass may have ended by now, so that nothing tells if there will be another.
-    twice = twice or rule.jacobian.entries is not None
-    asked = [rule.jacobian.entries is not None and is_differentiated(t) for t in inputs]
+    known = rule.jacobian.entries is not None
+    # With known entries always: levels around a backward pass may have ended by now, and more of them may follow.
+    twice = known or depth_of_transforms() > 1
+    asked = [known and is_differentiated(t) for t in inputs]
 
     def run(plain: Sequence[Tensor], mapping: Mapping) -> Outputs:
         y = mapping.fill(plain[0], 0)
